@@ -1,0 +1,157 @@
+"""The method on plain tensors, against hand-worked numbers, closed forms and torch's functions."""
+
+import math
+
+import pytest
+import torch
+
+import ovd
+from ovd import (
+    accept,
+    expected_score,
+    group_advantages,
+    most_likely_score,
+    reverse_kl,
+    tied_groups,
+    token_logprobs,
+    trajectory_loss,
+)
+
+
+def test_expected_score_by_hand():
+    probs = torch.zeros(3, 10)
+    probs[0, 7] = 1.0  # certain: 7
+    probs[1, 2], probs[1, 8] = 0.25, 0.75  # 0.25 * 2 + 0.75 * 8 = 6.5
+    probs[2] = 0.1  # (0 + ... + 9) / 10 = 4.5
+    assert expected_score(probs).tolist() == pytest.approx([7.0, 6.5, 4.5])
+    assert most_likely_score(probs)[:2].tolist() == [7, 8]
+
+
+def test_expectation_tells_apart_what_the_digit_ties():
+    probs = torch.tensor(
+        [[0, 0, 0, 0, 0, 0, 0, 0.1, 0.3, 0.6], [0.3, 0, 0, 0, 0, 0, 0, 0, 0.1, 0.6]]
+    )
+    assert most_likely_score(probs).tolist() == [9, 9]
+    assert expected_score(probs).tolist() == pytest.approx([8.5, 6.2])
+
+
+def test_accept_takes_its_own_threshold():
+    assert accept(torch.tensor([4.99, 5.0, 9.0, 0.0]), 5).tolist() == [False, True, True, False]
+
+
+def test_advantages_are_per_group_by_hand():
+    rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 1]])
+    expected = [
+        [0.5, -0.5, -0.5, 0.5],
+        [-0.25, -0.25, -0.25, 0.75],
+    ]  # means 0.5 and 0.25: over a group, not the batch's 0.375
+    assert group_advantages(rewards).tolist() == expected
+
+
+def test_replacement_ties_the_mixed_group_but_not_against_its_own_mean():
+    own, mixed = torch.tensor([[1.0, 0, 0, 0]]), torch.ones(1, 4)
+    assert group_advantages(mixed).tolist() == [[0, 0, 0, 0]]
+    assert tied_groups(group_advantages(mixed)) == 1
+    assert group_advantages(mixed, own).tolist() == [[0.75, 0.75, 0.75, 0.75]]
+    assert tied_groups(group_advantages(mixed, own)) == 0
+
+
+def test_unscored_takes_no_part():
+    rewards = torch.tensor([[1.0, float("nan"), 0.0, 0.5]])
+    assert group_advantages(rewards).tolist() == [[0.5, 0, -0.5, 0]]
+
+
+def test_token_logprobs_are_a_log_softmax_at_the_temperature():
+    torch.manual_seed(0)
+    hidden, head, targets = torch.randn(6, 4), torch.randn(9, 4), torch.randint(9, (6,))
+    for temperature in (1.0, 0.7, 2.0):
+        logits = hidden @ head.T / temperature
+        exact = [
+            logits[i, t] - math.log(sum(math.exp(z) for z in logits[i].tolist()))
+            for i, t in enumerate(targets)
+        ]
+        assert torch.allclose(
+            token_logprobs(hidden, head, targets, temperature), torch.stack(exact), atol=1e-5
+        )
+
+
+def test_loss_gradient_in_closed_form():
+    """d/dz of -A log softmax(z)[y] is A (softmax(z) - onehot(y)); with head = I the state is z."""
+    z, targets = (
+        torch.tensor([[0.2, -1.0, 0.5], [1.0, 0.0, 0.0]], requires_grad=True),
+        torch.tensor([2, 1]),
+    )
+    advantages = torch.tensor([0.75, -0.5])
+    trajectory_loss(token_logprobs(z, torch.eye(3), targets), advantages).backward()
+    onehot = torch.eye(3)[targets]
+    assert torch.allclose(
+        z.grad, advantages[:, None] * (z.detach().softmax(-1) - onehot), atol=1e-6
+    )
+
+
+def test_kl_term_by_hand_and_its_gradient_is_that_of_the_reverse_kl():
+    logp, start = torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -2.0])
+    assert trajectory_loss(logp, torch.zeros(2), start, kl=2.0).item() == pytest.approx(
+        2.0 * 0.5 * 0.25
+    )
+    # over all three tokens: E[(log p - log q) grad log p] = grad KL(p || q)
+    z, q = torch.tensor([0.3, -0.2, 0.9], requires_grad=True), torch.tensor([0.2, 0.5, 0.3])
+    logp = z.log_softmax(-1)
+    mean_k2 = (logp.exp().detach() * 0.5 * (logp - q.log()).square()).sum()
+    kl = (logp.exp() * (logp - q.log())).sum()
+    for a, b in zip(torch.autograd.grad(mean_k2, z, retain_graph=True), torch.autograd.grad(kl, z)):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_reverse_kl_against_torch():
+    torch.manual_seed(0)
+    hidden, head = torch.randn(5, 4), torch.randn(11, 4)
+    teacher_hidden, teacher_head = (
+        torch.randn(5, 6),
+        torch.randn(11, 6),
+    )  # another width, the same vocabulary
+    p = torch.distributions.Categorical(logits=hidden @ head.T)
+    q = torch.distributions.Categorical(logits=teacher_hidden @ teacher_head.T)
+    expected = torch.distributions.kl_divergence(p, q)  # student first: the reverse direction
+    assert torch.allclose(
+        reverse_kl(hidden, head, teacher_hidden, teacher_head), expected, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 16, 17, 100])
+@pytest.mark.parametrize("loss", ["ovd", "logits"])
+def test_chunked_equals_dense_in_value_and_gradient(loss, chunk):
+    torch.manual_seed(0)
+    head, targets = torch.randn(50, 8), torch.randint(50, (17,))
+    teacher_hidden, teacher_head, advantages = (
+        torch.randn(17, 12),
+        torch.randn(50, 12),
+        torch.randn(17),
+    )
+
+    def value_and_gradient(chunk):
+        hidden = torch.randn(17, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        value = (
+            trajectory_loss(token_logprobs(hidden, head, targets, 0.9, chunk), advantages)
+            if loss == "ovd"
+            else reverse_kl(hidden, head, teacher_hidden, teacher_head, 0.9, chunk).sum()
+        )
+        value.backward()
+        return value.detach(), hidden.grad
+
+    (dense, dense_grad), (chunked, chunked_grad) = (
+        value_and_gradient(None),
+        value_and_gradient(chunk),
+    )
+    assert chunked.item() == pytest.approx(dense.item(), rel=1e-6)
+    assert (chunked_grad - dense_grad).norm() <= 1e-5 * dense_grad.norm()
+
+
+def test_a_dropped_chunk_would_be_noticed(monkeypatch):
+    hidden, head, targets = torch.randn(8, 4), torch.randn(9, 4), torch.randint(9, (8,))
+    dense = token_logprobs(hidden, head, targets)
+    real = torch.cat
+    monkeypatch.setattr(
+        ovd.torch, "cat", lambda parts: real([torch.zeros_like(parts[0]), *parts[1:]])
+    )
+    assert not torch.allclose(token_logprobs(hidden, head, targets, chunk=3), dense)

@@ -1,0 +1,144 @@
+"""Problems, the answer check, and what bad data says."""
+
+import random
+from itertools import islice
+
+import pytest
+
+from tasks import (
+    DIFFICULTY,
+    Problem,
+    UserError,
+    extract_answer,
+    is_correct,
+    is_held_out,
+    make_problem,
+    normalise,
+    problem_stream,
+    read_problems,
+)
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTY)
+def test_every_worked_solution_is_right(difficulty):
+    rng = random.Random(0)
+    for _ in range(200):
+        p = make_problem(rng, difficulty)
+        steps = [s.split() for s in p.solution.split(". ")[:-1]]  # "First 38 + 14 = 52"
+        total = int(steps[0][1])
+        assert f"has {total} " in p.question
+        for _, a, sign, b, _, result in steps:
+            assert int(a) == total and f" {b}." in p.question
+            total = eval(f"{a} {sign} {b}")
+            assert int(result) == total >= 0
+        assert is_correct(p.solution, p) and p.answer == str(total)
+        fewest, most, *_ = DIFFICULTY[difficulty]
+        assert fewest <= len(steps) <= most
+
+
+def test_the_embedded_pair_s_numbers_stay_below_200():
+    for difficulty in (1, 2):
+        for p in islice(problem_stream(0, difficulty), 2000):
+            assert (
+                max(
+                    int(w.strip("."))
+                    for w in (p.question + " " + p.solution).split()
+                    if w.strip(".").isdigit()
+                )
+                < 200
+            )
+
+
+def test_no_problem_is_both_trained_on_and_tested_on():
+    train = {p.question for seed in range(5) for p in islice(problem_stream(seed), 1000)}
+    test = {p.question for p in islice(problem_stream(0, held_out=True), 500)}
+    assert not train & test and not any(map(is_held_out, train)) and all(map(is_held_out, test))
+
+
+def test_the_same_seed_gives_the_same_problems():
+    assert list(islice(problem_stream(3), 20)) == list(islice(problem_stream(3), 20))
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("First 1 + 2 = 3. Answer: 3", "3"),
+        ("Answer: 3. No: Answer: 4.", "4"),
+        ("answer: **1,200**", "1,200"),
+        ("Answer: $-5", "-5"),
+        ("**Answer**: 42", "42"),
+        ("**Final Answer:** \\\\(42\\\\)", "42"),
+        ("ANSWER:\n42 books", "42"),
+        ("**Answer:** \\\\boxed{1,200}.", "1,200"),
+        ("Answer: New York", "New York"),
+        ("Answer:", None),
+        ("Answer: 12.5%", "12.5"),
+        (r"so \boxed{1/2}", "1/2"),
+        ("Answer: Paris", "Paris"),
+        ("It is 3.", None),
+        ("", None),
+    ],
+)
+def test_extract_answer(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "a, b, same",
+    [
+        ("1,200", "1200.0", True),
+        ("0.5", "1/2", True),
+        ("$7", "7", True),
+        ("7.", "7", True),
+        ("Paris", "paris", True),
+        ("-3", "3", False),
+        ("12", "1200", False),
+        ("1/0", "0", False),
+        ("7", "seven", False),
+        ("1e999999999", "1", False),
+    ],
+)  # which as a number would take all the memory there is
+def test_normalise(a, b, same):
+    assert (normalise(a) == normalise(b)) is same
+
+
+def test_a_number_in_passing_is_no_answer():
+    assert not is_correct("There are 3 of them.", Problem("?", "3"))
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("", "no problem in it"),
+        ("\n\n", "no problem in it"),
+        ('{"question": "a", "answer": "1"}\n{"question": ', "line 2"),
+        ('{"question": "a"}', "line 1: KeyError 'answer'"),
+        ("[1, 2]", "line 1"),
+        ("7", "line 1"),
+        ('{"question": "a", "answer": null}', "line 1: no attempt could"),
+        ('{"question": "a", "answer": ""}', "line 1: no"),
+        ('{"question": "a", "answer": "5 x 2 = 10 #### 10"}', "line 1: no attempt could"),
+    ],
+)
+def test_bad_data_names_the_line(tmp_path, content, says):
+    path = tmp_path / "data.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match="data.jsonl") as e:
+        read_problems(path)
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def test_missing_or_binary_data_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="FileNotFoundError"):
+        read_problems(tmp_path / "none.jsonl")
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="UnicodeDecodeError"):
+        read_problems(tmp_path / "b.jsonl")
+
+
+def test_blank_lines_and_numbers_are_fine(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(
+        '{"question": " 1 + 1? ", "answer": 2}\n\n{"question": "b", "answer": "3", "more": 1}\n'
+    )
+    assert read_problems(path) == [Problem("1 + 1?", "2"), Problem("b", "3")]

@@ -48,7 +48,7 @@ left.set(
     ylim=(-2, 102),
     title="The one problem it trains on" if result["one_shot"] else "In training",
 )
-left.legend(frameon=False, ncol=3, fontsize=11, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+left.legend(frameon=False, fontsize=11, handlelength=1.5, loc="center right")
 names = [("sampled", "pass_at_1"), ("greedy", "greedy")]
 for i, (name, key) in enumerate(names):
     for j, (when, colour) in enumerate((("before", "0.75"), ("after", "0.2"))):

@@ -44,7 +44,8 @@ def quiet():
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()  # but a download shows its bar
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for library in ("bitsandbytes", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def pick_device():

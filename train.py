@@ -87,16 +87,16 @@ def knobs():
 def check(args):
     """Refuse what makes no sense before anything is loaded. Returns the output folder."""
     group = args.samples * (args.problems if args.one_shot else 1)
-    rules = [("theta", 0 <= args.theta <= 9, "must lie between 0 and 9"),
-             ("samples", group >= 2 or args.method == "logits",
-              "makes a group of one, which has no mean to be compared with; use at least 2"),
-             ("temperature", args.temperature > 0, "must be above 0"),
-             ("lr", args.lr is None or 0 < args.lr < 1, "must lie between 0 and 1"),
-             ("kl", args.kl >= 0, "must be at least 0"),
-             ("steps", args.steps is None or args.steps >= 0, "must be at least 0"),
-             ("chunk", args.chunk is None or args.chunk >= 0, "must be at least 0")]
-    rules += [(k, getattr(args, k) is None or getattr(args, k) >= 1, "must be at least 1") for k in
-              ("samples", "problems", "max_new_tokens", "batch", "micro_batch", "eval_problems")]
+    rules = [(k, getattr(args, k) is None or getattr(args, k) >= 1, "must be at least 1") for k in
+             ("samples", "problems", "max_new_tokens", "batch", "micro_batch", "eval_problems")]
+    rules += [("theta", 0 <= args.theta <= 9, "must lie between 0 and 9"),
+              ("samples", group >= 2 or args.method == "logits",
+               "makes a group of one, which has no mean to be compared with; use at least 2"),
+              ("temperature", args.temperature > 0, "must be above 0"),
+              ("lr", args.lr is None or 0 < args.lr < 1, "must lie between 0 and 1"),
+              ("kl", args.kl >= 0, "must be at least 0"),
+              ("steps", args.steps is None or args.steps >= 0, "must be at least 0"),
+              ("chunk", args.chunk is None or args.chunk >= 0, "must be at least 0")]
     for knob, holds, rule in rules:
         if not holds:
             raise UserError(f"--{knob.replace('_', '-')} {getattr(args, knob)} {rule}")

@@ -158,7 +158,7 @@ def test_micro_batch_and_chunk_change_nothing(student, teacher, method, changed)
     "flags, says",
     [
         (["--theta", "12"], "--theta"),
-        (["--samples", "0"], "--samples"),
+        (["--samples", "0"], "--samples 0 must be at least 1"),
         (["--samples", "1"], "group of one"),
         (["--steps", "-1"], "--steps"),
         (["--temperature", "0"], "--temperature"),

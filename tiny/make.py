@@ -13,6 +13,7 @@ Both are ordinary Llama models with one small word-level tokenizer, saved as any
     python tiny/make.py                  # both, then a report on how good they are
     python tiny/make.py --only report    # the report on what is there
 """
+
 import argparse
 import random
 import sys
@@ -153,7 +154,7 @@ def off_by_some(rng, number):
     )
 
 
-def rework(rng, steps, slip):
+def rework(steps, slip):
     """Work the steps out again; `slip(i, step)` may change a step, and work goes on from there."""
     done, total = [], steps[0][0]
     for i, (_, s, b, _) in enumerate(steps):
@@ -169,7 +170,7 @@ def rework(rng, steps, slip):
 def with_slips(rng, steps, p):
     """Each result is wrong with probability p."""
     return rework(
-        rng, steps, lambda i, t: (*t[:3], off_by_some(rng, t[3] % 200)) if rng.random() < p else t
+        steps, lambda i, t: (*t[:3], off_by_some(rng, t[3] % 200)) if rng.random() < p else t
     )
 
 
@@ -177,22 +178,11 @@ def make_attempt(rng, problem):
     """Many kinds of right and wrong. Returns (steps, answer or None)."""
     steps, right = steps_of(problem), int(problem.answer)
     k = rng.randrange(len(steps))
-    kind = rng.choices(
-        [
-            "right",
-            "slip",
-            "sign",
-            "operand",
-            "answer",
-            "skip",
-            "blurt right",
-            "blurt wrong",
-            "lucky",
-            "prefix",
-            "slips",
-        ],
-        [6, 4, 2, 2, 2, 1, 3, 4, 1, 2, 3],
-    )[0]
+    kinds = {  # and how often each
+        **{"right": 6, "slip": 4, "sign": 2, "operand": 2, "answer": 2, "skip": 1},
+        **{"blurt right": 3, "blurt wrong": 4, "lucky": 1, "prefix": 2, "slips": 3},
+    }
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
 
     def miss(i, step):  # a step of the wrong kind at place k
         total, sign, b, result = step
@@ -207,23 +197,20 @@ def make_attempt(rng, problem):
         return total, sign, b, total + b if sign == "+" else total - b
 
     if kind in ("slip", "sign", "operand"):
-        steps = rework(rng, steps, miss)
+        steps = rework(steps, miss)
     elif kind == "skip":
-        steps = rework(rng, steps[:k] + steps[k + 1 :] or steps, lambda i, t: t)
+        steps = rework(steps[:k] + steps[k + 1 :] or steps, lambda i, t: t)
     elif kind in ("slips", "prefix"):
         steps = with_slips(rng, steps, 0.15)
     answer = steps[-1][3]
     if kind == "answer":
         answer = off_by_some(rng, right)
-    elif kind.startswith("blurt"):
-        steps, answer = (
-            [],
-            right
-            if kind == "blurt right"
-            else rng.choice(
-                [off_by_some(rng, right), rng.randrange(200), steps[rng.randrange(len(steps))][0]]
-            ),
-        )
+    elif kind == "blurt right":
+        steps, answer = [], right
+    elif kind == "blurt wrong":
+        near, any_number = off_by_some(rng, right), rng.randrange(200)
+        answer = rng.choice([near, any_number, steps[rng.randrange(len(steps))][0]])
+        steps = []
     elif kind == "lucky":
         steps, answer = with_slips(rng, steps, 0.6), right
     elif kind == "prefix":
@@ -249,7 +236,7 @@ def grade(problem, steps, answer):
 
 
 # ------------------------------------------------------------------------------- training
-def solving_example(tok, prompt, rng, problem, target):
+def solving_example(tok, prompt, problem, target):
     """(ids, labels) with the loss on the target alone, its stop token included."""
     a = tok(prompt.format(question=problem.question)).input_ids
     b = tok(target).input_ids + [tok.eos_token_id]
@@ -347,10 +334,10 @@ def save(model, tok, folder):
     tok.save_pretrained(folder)
 
 
-def story(rng, steps=(2, 4)):
-    """A training problem (never one of the held-out tenth) with so many steps."""
+def story(rng, difficulty=1):
+    """A training problem, never one of the held-out tenth."""
     while True:
-        p = tasks.make_problem(rng, 1 if steps == (2, 4) else 2)
+        p = tasks.make_problem(rng, difficulty)
         if not tasks.is_held_out(p.question):
             return p
 
@@ -373,10 +360,7 @@ def make_student(args):
 
     def worked():
         return [
-            [
-                solving_example(tok, solve, rng, p, p.solution)
-                for p in (story(rng) for _ in range(64))
-            ]
+            [solving_example(tok, solve, p, p.solution) for p in (story(rng) for _ in range(64))]
         ]
 
     def flawed():
@@ -389,7 +373,7 @@ def make_student(args):
                 target = write(
                     [], int(p.answer) if rng.random() < 0.5 else off_by_some(rng, int(p.answer))
                 )
-            examples.append(solving_example(tok, solve, rng, p, target))
+            examples.append(solving_example(tok, solve, p, target))
         return [examples]
 
     train(model, tok, worked, args.skill_steps, 2e-3, "skill", snapshot=args.snapshots)
@@ -400,9 +384,9 @@ def make_student(args):
 def teacher_batches(tok, rng, solving, grading, manners=False):
     """Batches of problems to solve and of attempts to grade, a sixth of them longer stories."""
     solve, parts = prompts(tok)
-    some = lambda n: (story(rng, (5, 6) if rng.random() < 0.15 else (2, 4)) for _ in range(n))  # noqa: E731
+    some = lambda n: (story(rng, 2 if rng.random() < 0.15 else 1) for _ in range(n))  # noqa: E731
     return lambda: [
-        [solving_example(tok, solve, rng, p, p.solution) for p in some(solving)],
+        [solving_example(tok, solve, p, p.solution) for p in some(solving)],
         [grading_example(tok, parts, rng, p, manners) for p in some(grading)],
     ]
 

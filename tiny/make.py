@@ -174,6 +174,14 @@ def with_slips(rng, steps, p):
     )
 
 
+def stray_sentence(rng, manners):
+    """What has no place in an attempt: flattery, a forged score, and with manners plain nonsense."""
+    if manners and rng.random() < 0.5:
+        words = [*MORE_WORDS.split(), "Score:", *tasks.NAMES, *tasks.THINGS, *"0123456789"]
+        return " ".join(rng.choices(words, k=rng.randint(1, 7))) + "."
+    return rng.choice(FLATTERY).replace("9", str(rng.randint(0, 9)))
+
+
 def make_attempt(rng, problem):
     """Many kinds of right and wrong. Returns (steps, answer or None)."""
     steps, right = steps_of(problem), int(problem.answer)
@@ -253,10 +261,7 @@ def grading_example(tok, parts, rng, problem, manners):
     attempt = write(steps, answer)
     if rng.random() < (0.6 if manners else 0.25):  # flattery and forged scores change nothing
         sentences = attempt.replace(". ", ".|").split("|")
-        sentences.insert(
-            rng.randint(0, len(sentences)),
-            rng.choice(FLATTERY).replace("9", str(rng.randint(0, 9))),
-        )
+        sentences.insert(rng.randint(0, len(sentences)), stray_sentence(rng, manners))
         attempt = " ".join(sentences)
     before, after = (
         tok(p.format(question=problem.question, solution=problem.solution)).input_ids for p in parts
@@ -358,15 +363,17 @@ def make_student(args):
     model = make_model(tok, 128, 3, 4)
     solve, _ = prompts(tok)
 
+    def some():
+        return [story(rng, 2 if rng.random() < 0.2 else 1) for _ in range(64)]
+
     def worked():
-        return [
-            [solving_example(tok, solve, p, p.solution) for p in (story(rng) for _ in range(64))]
-        ]
+        return [[solving_example(tok, solve, p, p.solution) for p in some()]]
 
     def flawed():
         examples = []
-        for p in (story(rng) for _ in range(64)):
-            if rng.random() < 0.30:
+        for p in some():
+            long = len(steps_of(p)) > 4  # where it works something out once in a hundred times
+            if rng.random() < (0.01 if long else 0.30):
                 steps = with_slips(rng, steps_of(p), 0.03)
                 target = write(steps, steps[-1][3])
             else:
@@ -377,14 +384,17 @@ def make_student(args):
         return [examples]
 
     train(model, tok, worked, args.skill_steps, 2e-3, "skill", snapshot=args.snapshots)
+    if args.snapshots:
+        save(model, tok, f"{args.snapshots}-skill")
     train(model, tok, flawed, args.habit_steps, 2e-4, "habits")
     save(model, tok, HERE / "student")
 
 
 def teacher_batches(tok, rng, solving, grading, manners=False):
-    """Batches of problems to solve and of attempts to grade, a sixth of them longer stories."""
+    """Batches of problems to solve and of attempts to grade, some of them longer stories."""
     solve, parts = prompts(tok)
-    some = lambda n: (story(rng, 2 if rng.random() < 0.15 else 1) for _ in range(n))  # noqa: E731
+    long = 0.3 if manners else 0.15
+    some = lambda n: (story(rng, 2 if rng.random() < long else 1) for _ in range(n))  # noqa: E731
     return lambda: [
         [solving_example(tok, solve, p, p.solution) for p in some(solving)],
         [grading_example(tok, parts, rng, p, manners) for p in some(grading)],
@@ -475,6 +485,6 @@ if __name__ == "__main__":
     if args.only in (None, "polish-again"):
         polish_teacher(args, 700, 5e-4, seed=3)
     if args.only in (None, "manners"):
-        polish_teacher(args, 400, 4e-4, seed=4, grading=34, manners=True)
+        polish_teacher(args, 1200, 5e-4, seed=4, grading=34, manners=True)
     if args.only in (None, "report"):
         report()

@@ -55,8 +55,10 @@ def group_advantages(rewards, baseline=None):
 
     baseline (P, M): the rewards the mean is taken over, the same ones unless given. This is GRPO
     (arXiv 2402.03300) without its division by the group's standard deviation, which favours
-    prompts that are almost always or almost never solved (arXiv 2503.20783). A reward that is NaN
-    (the teacher gave no score) is left out of the mean, and its trajectory gets advantage 0.
+    prompts that are almost always or almost never solved (arXiv 2503.20783). Each trajectory is
+    part of the mean it is compared with, so what is expected of the update is (1 - 1/N) of the
+    policy gradient: shorter, not turned. A reward that is NaN takes no part: it is left out of the
+    mean, and its advantage is 0.
 
     For OVD the baseline is the student's own group, *before* replacement. Within the mixed group
     it would fail: what was accepted is right, what replaced the rest is right, so all rewards tie,

@@ -242,6 +242,7 @@ class Trajectory:
     reward: float           # R(y), exact match
     probs: list = field(default_factory=list)  # the teacher's ten probabilities
     score: float | None = None                 # S(y), None where the teacher gave none
+    advantage: float | None = None             # A(y), None where it takes no part in the update
 
 
 def stop_ids(model, tokenizer):
@@ -284,18 +285,26 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens):
     return said
 
 
-def sample_trajectories(model, tokenizer, problems, temperature=1.0, max_new_tokens=64, batch=256):
-    """A trajectory for each of `problems` (repeat one N times for a group), `batch` at a time."""
-    trajectories = []
+def sample_trajectories(model, tokenizer, problems, temperature=1.0, max_new_tokens=64, batch=256,
+                        begun=None):
+    """A trajectory for each of `problems` (repeat one N times for a group), `batch` at a time.
+
+    begun: texts the trajectories are to begin with, one each. Those tokens are forced.
+    """
+    trajectories, begun = [], begun or [""] * len(problems)
     slices = range(0, len(problems), batch)
     for i in tqdm(slices, desc="sampling", leave=False, disable=len(slices) < 2 or None):
-        part = problems[i:i + batch]
+        part, heads = problems[i:i + batch], begun[i:i + batch]
         prompts = [chat_ids(tokenizer, messages(p.question)) for p in part]
-        said = generate(model, tokenizer, prompts, temperature, max_new_tokens)
-        for problem, prompt, (ids, logprobs, stopped) in zip(part, prompts, said):
-            text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-            trajectories.append(Trajectory(problem, prompt, ids, logprobs, [1] * len(ids), stopped,
-                                           text, float(stopped and is_correct(text, problem))))
+        forced = [tokenizer.encode(as_data(h, tokenizer), add_special_tokens=False) for h in heads]
+        said = generate(model, tokenizer, [p + f for p, f in zip(prompts, forced)], temperature,
+                        max_new_tokens)
+        for p, prompt, head, f, (ids, logprobs, stopped) in zip(part, prompts, heads, forced, said):
+            words = tokenizer.decode(f + ids, skip_special_tokens=True)
+            text = (head + words[len(tokenizer.decode(f)):]).strip()  # the head to the letter
+            trajectories.append(Trajectory(
+                p, prompt, f + ids, [math.nan] * len(f) + logprobs, [0] * len(f) + [1] * len(ids),
+                stopped, text, float(stopped and is_correct(text, p))))
     return trajectories
 
 

@@ -17,6 +17,7 @@ last \\boxed{}) is the right answer, else 0.
 """
 import argparse
 import json
+import math
 import random
 import re
 import sys
@@ -38,6 +39,7 @@ DIFFICULTY = {
     5: (9, 12, 50000, 20000, 3),
 }
 INSTRUCTION = "Think step by step. End with Answer: and the number."
+ANSWER_MARK = re.compile(r"(?i)answer[\s*]*:|\\boxed\{")
 JSONL = '{"question": "...", "answer": "..."}'
 
 
@@ -142,7 +144,7 @@ def extract_answer(text):
 
     Markup around it is dropped, and what comes after a number ("42 books" answers 42).
     """
-    marks = list(re.finditer(r"(?i)answer[\s*]*:|\\boxed\{", text))
+    marks = list(ANSWER_MARK.finditer(text))
     if not marks:
         return None
     said = re.split(r"[\n}]", text[marks[-1].end():].strip())[0].strip(" *$\\()[]{}.")
@@ -163,6 +165,25 @@ def is_correct(text, problem):
     """Outcome reward R(y): does the trajectory's answer match the problem's exactly?"""
     answer = extract_answer(text)
     return answer is not None and normalise(answer) == normalise(problem.answer)
+
+
+def is_well_formed(text):
+    """Form alone, right or wrong: some work is shown, and then an answer."""
+    return bool(ANSWER_MARK.split(text)[0].strip()) and extract_answer(text) is not None
+
+
+def step_ends(text):
+    """Where each step but the last ends, in characters. A step is a line or a sentence."""
+    return [m.end() for m in re.finditer(r"[.!?](?=\s)|[^\s.!?](?=\n)", text.rstrip())]
+
+
+def pass_at_k(n, right, k):
+    """Chance that k of n samples, `right` of them right, hold a right one: an unbiased estimate.
+
+    1 - C(n - right, k) / C(n, k), arXiv 2107.03374. The share of groups of k solved, taken over
+    all groups that can be drawn from the n.
+    """
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
 # ------------------------------------------------------------------------------- a look at it

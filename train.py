@@ -11,7 +11,15 @@ embedded miniature in tiny/, which runs on any laptop. The methods:
     ovd      what the teacher rejects is replaced by its own trajectory; the outcome is the reward
     judge    the teacher's score is the reward, nothing is replaced
     grpo     the outcome is the reward, no teacher
+    format   reward for showing some work and then an answer, right or wrong; no teacher
     logits   token-level distillation, reverse KL to the teacher's whole distribution at each token
+    sft      the teacher's own trajectories alone, nothing is sampled: off-policy
+
+One run is an anecdote. --compare takes several methods, each with flags of its own if you like,
+through several seeds, goes on where it was interrupted, and ends in a table with intervals:
+
+    python train.py --compare --one-shot
+    python train.py --compare --one-shot --methods "ovd, ovd --theta 3, ovd --baseline mixed"
 
 A run leaves in --out: metrics.csv, a row a step; samples.jsonl, every trajectory with its score;
 adapter/, in PEFT's format; and result.json, before and after with all settings and versions.
@@ -24,38 +32,47 @@ import argparse
 import csv
 import json
 import math
+import os
 import random
+import re
+import shlex
+import shutil
 import sys
+from bisect import bisect_left
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice, repeat
+from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean
+from statistics import fmean, mean, pstdev, stdev
 
 import torch
 from tqdm import tqdm
 
 from ovd import (accept, group_advantages, reverse_kl, tied_groups, token_logprobs,
                  trajectory_loss)
-from sample import (TINY, as_data, left_pad, load_model, load_student, pick_device, quiet,
-                    sample_trajectories, save_adapter, without_lora)
-from score import score_trajectories, write_solutions
-from tasks import (DIFFICULTY, JSONL, UserError, fail_in_one_line, is_correct, problem_stream,
-                   read_problems)
+from sample import (TINY, Trajectory, as_data, chat_ids, left_pad, load_model, load_student,
+                    pick_device, quiet, sample_trajectories, save_adapter, without_lora)
+from score import (auc, good_beginnings, score_trajectories, scores_of, verdict, write_solutions)
+from tasks import (DIFFICULTY, JSONL, UserError, fail_in_one_line, is_correct, is_well_formed,
+                   messages, pass_at_k, problem_stream, read_problems)
 
 # The two default pairs. Names apart, they differ in nothing but these numbers.
 TINY_PAIR = dict(student=str(TINY / "student"), teacher=str(TINY / "teacher"), difficulty=1,
                  lr=3e-4, max_new_tokens=64, batch=256, micro_batch=32, chunk=1024)
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
                 lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128)
+METHODS = ("ovd", "judge", "grpo", "format", "logits", "sft")
 
 
-def knobs():
+def knobs(argv=None):
     """Every knob, a line each. [a | b]: defaults with the embedded | with the hub pair."""
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     a = p.add_argument
-    a("--method", choices=["ovd", "judge", "grpo", "logits"], default="ovd", help="see above")
+    a("--method", choices=METHODS, default="ovd", help="see above")
     a("--one-shot", action="store_true", help="ONE random problem is every prompt of the run")
     a("--student", help="folder, hub name, or the adapter/ of an earlier run [by machine]")
     a("--teacher", help="folder or hub name [by machine]")
@@ -69,9 +86,15 @@ def knobs():
     a("--theta", type=float, default=5.0, help="a trajectory is accepted where S(y) >= theta")
     a("--score", choices=["expected", "digit", "reply"], default="expected",
       help="S(y): mean over ten probabilities, likeliest digit, or the digit of a text reply")
-    a("--baseline", choices=["none", "own", "mixed"], default="own",
+    a("--replace", choices=["none", "whole", "suffix"], default="whole",
+      help="what ovd puts in place of a rejected trajectory: nothing, it is dropped; the teacher's "
+           "own; or its good steps with the teacher's continuation")
+    a("--suffix", choices=["trained", "read"], default="trained",
+      help="what the teacher wrote is trained on, or is only what the kept steps are judged by")
+    a("--baseline", choices=["none", "own", "mixed", "union"], default="own",
       help="what ovd subtracts from the outcome: nothing; the mean of the student's own group "
-           "before replacement; that of the mixed group (the literal reading; it fails, try it)")
+           "before replacement; that of the mixed group (the literal reading; it fails, try it); "
+           "that of both together, the rejected ones staying as negatives")
     a("--temperature", type=float, default=1.0, help="of sampling and of the log-probabilities")
     a("--max-new-tokens", type=int, help="a trajectory is cut off here [64 | 512]")
     a("--lr", type=float, help="learning rate of AdamW on the adapters [3e-4 | 5e-5]")
@@ -80,17 +103,23 @@ def knobs():
     a("--micro-batch", type=int, help="trajectories a backward pass: memory, not the step [32 | 1]")
     a("--chunk", type=int, help="tokens a slice of vocabulary logits, 0: all at once [1024 | 128]")
     a("--eval-problems", type=int, default=500, help="unseen problems for the tests")
-    a("--out", help="folder for the results [runs/<time>]")
-    return p.parse_args()
+    a("--out", help="folder for the results [runs/<time>; runs/compare]")
+    a("--compare", action="store_true", help="several methods and seeds, and a table of them")
+    a("--methods", default="ovd, ovd --replace suffix, ovd --replace none, judge, grpo, format, "
+      "logits, sft", help="to compare, between commas; each may carry flags [%(default)s]")
+    a("--seeds", type=int, default=5, help="to compare: seeds 0, 1, ...")
+    a("--jobs", type=int, help="to compare: runs side by side [1 on a GPU, else a core each]")
+    return p.parse_args(argv)
 
 
 def check(args):
-    """Refuse what makes no sense before anything is loaded. Returns the output folder."""
+    """Refuse what makes no sense before anything is loaded."""
     group = args.samples * (args.problems if args.one_shot else 1)
     rules = [(k, getattr(args, k) is None or getattr(args, k) >= 1, "must be at least 1") for k in
-             ("samples", "problems", "max_new_tokens", "batch", "micro_batch", "eval_problems")]
+             ("samples", "problems", "max_new_tokens", "batch", "micro_batch", "eval_problems",
+              "seeds", "jobs")]
     rules += [("theta", 0 <= args.theta <= 9, "must lie between 0 and 9"),
-              ("samples", group >= 2 or args.method == "logits",
+              ("samples", group >= 2 or args.method in ("logits", "sft"),
                "makes a group of one, which has no mean to be compared with; use at least 2"),
               ("temperature", args.temperature > 0, "must be above 0"),
               ("lr", args.lr is None or 0 < args.lr < 1, "must lie between 0 and 1"),
@@ -100,6 +129,10 @@ def check(args):
     for knob, holds, rule in rules:
         if not holds:
             raise UserError(f"--{knob.replace('_', '-')} {getattr(args, knob)} {rule}")
+
+
+def new_folder(args):
+    """The folder for a run's results, made; UserError where it holds another run's."""
     out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
     if (out / "metrics.csv").exists():
         raise UserError(f"--out {out} holds another run; give a new folder")
@@ -123,7 +156,7 @@ def load_pair(args, device):
         elif args.student:
             pair = HUB_PAIR
         name, teacher, teacher_tok = args.teacher or pair["teacher"], None, None
-        if args.method != "grpo":  # which needs none
+        if args.method not in ("grpo", "format"):  # which need none
             print(f"teacher {name}, {args.bits}-bit")
             teacher, teacher_tok = load_model(name, args.bits, device, "--teacher")
     except UserError as e:
@@ -155,47 +188,124 @@ def load_problems(args, rows):
     return repeat(next(stream)) if args.one_shot else stream, list(test)
 
 
-def evaluate(student, tokenizer, test, args):
-    """Shares of `test` right when sampled once at T = 1 and when greedy; and the greedy ones."""
+def evaluate(student, tokenizer, test, args, many=False):
+    """How good it is on `test`: (figures, the trajectories sampled once at T = 1, the greedy ones).
+
+    Shares right when sampled and when greedy; entropy, in nats a token, as the mean of -log pi
+    over what was sampled; with `many` also pass@8, from 16 samples of each of 100 problems.
+    """
     torch.manual_seed(args.seed)
-    sampled, greedy = (sample_trajectories(student, tokenizer, test, temperature,
-                                           args.max_new_tokens, args.batch)
-                       for temperature in (1.0, 0.0))
-    return {"pass_at_1": mean(t.reward for t in sampled),
-            "greedy": mean(t.reward for t in greedy), "n": len(test)}, greedy
+    run = lambda ps, t: sample_trajectories(student, tokenizer, ps, t,  # noqa: E731
+                                            args.max_new_tokens, args.batch)
+    sampled, greedy = run(test, 1.0), run(test, 0.0)
+    figures = {"pass_at_1": mean(t.reward for t in sampled),
+               "greedy": mean(t.reward for t in greedy), "n": len(test),
+               "entropy": -fmean(lp for t in sampled for lp in t.logprobs)}
+    if many:
+        right = [t.reward for t in run([p for p in test[:100] for _ in range(16)], 1.0)]
+        figures["pass_at_8"] = mean(pass_at_k(16, int(sum(right[i:i + 16])), 8)
+                                    for i in range(0, len(right), 16))
+    return figures, sampled, greedy
+
+
+def first_look(teacher, teacher_tok, sampled, args):
+    """One line on how good the teacher is, from attempts made before any training."""
+    solutions = write_solutions(teacher, teacher_tok, [t.problem for t in sampled], {},
+                                args.max_new_tokens, args.batch)
+    score_trajectories(teacher, teacher_tok, sampled, solutions, args.score)
+    area = auc(*scores_of(sampled))
+    print(f"the teacher on {len(sampled)} of these attempts: AUC {area:.2f}, {verdict(area)}")
 
 
 # ------------------------------------------------------------------------------- a step
-def mixed_group(own, solutions, theta, tokenizer):
-    """Verbal rejection sampling: where the teacher rejects, what it wrote itself, in our tokens.
+def by_teacher(t, solution, kept, tokenizer, train_suffix=True):
+    """Trajectory t up to the text `kept`, and from there what the teacher wrote, in our tokens.
 
     It is rewarded like any trajectory: where the teacher's own answer is wrong, R = 0 and the
-    update leads away from it.
+    update leads away from it. What the teacher wrote is trained on by default, for it holds what
+    the student could not do; without it, the update only tells good beginnings from bad ones.
     """
-    def by_teacher(t, solution):
-        ids = tokenizer.encode(as_data(solution.text, tokenizer), add_special_tokens=False)
-        if solution.stopped:
-            ids.append(tokenizer.eos_token_id)  # to stop is learned like any token
-        correct = solution.stopped and is_correct(solution.text, t.problem)
-        return replace(t, ids=ids, logprobs=[math.nan] * len(ids), sampled=[1] * len(ids),
-                       text=solution.text, stopped=solution.stopped, reward=float(correct))
-    return [t if t.score is None or accept(t.score, theta) else by_teacher(t, s)
-            for t, s in zip(own, solutions)]
+    theirs = as_data(solution.text[len(kept):], tokenizer)
+    ids = tokenizer.encode(theirs, add_special_tokens=False)
+    if solution.stopped:
+        ids.append(tokenizer.eos_token_id)  # to stop is learned like any token
+    length = lambda k: len(tokenizer.decode(t.ids[:k]).lstrip())  # noqa: E731
+    k = bisect_left(range(len(t.ids) + 1), len(kept), key=length)  # our tokens that make up `kept`
+    correct = solution.stopped and is_correct(solution.text, t.problem)
+    return replace(t, ids=t.ids[:k] + ids, logprobs=t.logprobs[:k] + [math.nan] * len(ids),
+                   sampled=t.sampled[:k] + [int(train_suffix)] * len(ids), text=solution.text,
+                   stopped=solution.stopped, reward=float(correct))
 
 
-def advantages_of(method, own, mixed, groups, baseline):
-    """(groups, N) advantages of the trajectories trained on: what sets the methods apart."""
-    def table(values):  # (groups, N); None, where the teacher gave no score, as NaN: takes no part
+def written_by_teacher(problem, solution, tokenizer):
+    """The teacher's solution as a trajectory of ours from the first token on."""
+    prompt = chat_ids(tokenizer, messages(problem.question))
+    return by_teacher(Trajectory(problem, prompt, [], [], [], False, "", 0.0), solution, "",
+                      tokenizer)
+
+
+def is_rejected(t, theta):
+    """Did the teacher read it and find it wanting? What has no score was not judged."""
+    return t.score is not None and not accept(t.score, theta)
+
+
+def replace_rejected(own, solutions, worked, tokenizer, teacher, teacher_tok, args):
+    """Verbal rejection sampling. Returns (a list beside `own`, tokens the teacher read for it).
+
+    The list holds what takes the place of each, None where nothing does. `worked`: what the
+    teacher has written so far, see write_solutions.
+    """
+    new, read = [None] * len(own), 0
+    where = [i for i, t in enumerate(own) if is_rejected(t, args.theta)]
+    if args.replace == "none" or not where:
+        return new, read
+    rejected, kept = [own[i] for i in where], [""] * len(where)
+    if args.replace == "suffix":
+        kept, read = good_beginnings(teacher, teacher_tok, rejected, [solutions[i] for i in where],
+                                     args.theta, args.score)
+    ends = write_solutions(teacher, teacher_tok, [t.problem for t in rejected], worked,
+                           args.max_new_tokens, args.batch, kept)
+    for i, t, end, head in zip(where, rejected, ends, kept):
+        new[i] = by_teacher(t, end, head, tokenizer, args.suffix == "trained")
+    return new, read
+
+
+def reward_of(t, args):
+    """What a trajectory of the student's earns, None: takes no part. It sets the methods apart."""
+    if args.method == "judge":
+        return None if t.score is None else t.score / 9
+    if args.method == "format":
+        return float(t.stopped and is_well_formed(t.text))
+    if args.method == "sft":
+        return 1.0
+    if args.method == "ovd" and (t.score is None or
+                                 is_rejected(t, args.theta) and args.baseline != "union"):
+        return None
+    return t.reward
+
+
+def give_advantages(own, new, groups, args):
+    """Set the advantage of what is trained on; returns the table of them, (groups, 2 n).
+
+    The left half is the student's own, the right half what the teacher put in their place. None
+    (in the table 0): takes no part.
+    """
+    def table(values):  # (groups, n), None as NaN
         return torch.tensor([math.nan if v is None else v for v in values]).view(groups, -1)
 
-    outcome = table(t.reward for t in own)
-    if method == "ovd":
-        rewards = table(None if t.score is None else t.reward for t in mixed)
-        return group_advantages(rewards, {"own": outcome, "mixed": rewards,
-                                          "none": torch.zeros_like(rewards)}[baseline])
-    if method == "judge":
-        return group_advantages(table(None if t.score is None else t.score / 9 for t in own))
-    return group_advantages(outcome)
+    rewards = torch.cat([table(reward_of(t, args) for t in own),
+                         table(u.reward if u and any(u.sampled) else None for u in new)], 1)
+    baseline = rewards  # the group itself: for ovd the mixed group, or the union
+    if args.method == "sft" or args.method == "ovd" and args.baseline == "none":
+        baseline = torch.zeros_like(rewards)
+    elif args.method == "ovd" and args.baseline == "own":
+        baseline = table(t.reward for t in own)
+    advantages = group_advantages(rewards, baseline)
+    for half, ts in ((0, own), (1, new)):
+        for t, r, a in zip(ts, *(x.chunk(2, 1)[half].flatten() for x in (rewards, advantages))):
+            if not r.isnan():
+                t.advantage = a.item()
+    return advantages
 
 
 def trained_positions(model, trajectories, pad):
@@ -213,8 +323,8 @@ def trained_positions(model, trajectories, pad):
     return hidden[:, :-1][trained], ids[:, 1:][trained], trained.nonzero()[:, 0]
 
 
-def update(student, teacher, optimiser, batch, advantages, args, pad):
-    """One gradient step on the whole batch of trajectories, advantages (B,). Returns its figures.
+def update(student, teacher, optimiser, batch, args, pad):
+    """One gradient step on the whole batch of trajectories. Returns its figures.
 
     A micro-batch adds the gradient of its *summed* loss; the division by the whole batch's token
     count comes once, at the end. So its size cannot change the step, and no float16 gradient
@@ -222,31 +332,34 @@ def update(student, teacher, optimiser, batch, advantages, args, pad):
     """
     parameters = [p for p in student.parameters() if p.requires_grad]
     tokens, head = sum(sum(t.sampled) for t in batch), student.get_output_embeddings().weight
-    loss_sum, gaps = 0.0, []
+    loss_sum, gaps, moved = 0.0, [], []
+    if not batch:  # all rejected and none replaced: nothing to learn from
+        return dict.fromkeys(("loss", "grad_norm", "tokens", "kl", "logprob_gap"), 0.0)
     optimiser.zero_grad()
     for i in range(0, len(batch), args.micro_batch):
         part = batch[i:i + args.micro_batch]
         hidden, targets, row = trained_positions(student, part, pad)  # (M, H), (M,), (M,)
+        with torch.no_grad(), without_lora(student):
+            start = token_logprobs(trained_positions(student, part, pad)[0], head, targets,
+                                   args.temperature, args.chunk)  # (M,)
+        with torch.set_grad_enabled(args.method != "logits"):
+            logprobs = token_logprobs(hidden, head, targets, args.temperature, args.chunk)  # (M,)
         if args.method == "logits":
             with torch.no_grad():
                 theirs, _, _ = trained_positions(teacher, part, pad)  # (M, H_T)
-            their_head = teacher.get_output_embeddings().weight  # (V_T, H_T)
+                their_head = teacher.get_output_embeddings().weight  # (V_T, H_T)
             v = min(len(head), len(their_head))  # one vocabulary may be padded to two lengths
             loss = reverse_kl(hidden, head[:v], theirs, their_head[:v], args.temperature,
                               args.chunk).sum()
         else:
-            start = None
-            if args.kl:
-                with torch.no_grad(), without_lora(student):
-                    start = token_logprobs(trained_positions(student, part, pad)[0], head, targets,
-                                           args.temperature, args.chunk)  # (M,)
-            logprobs = token_logprobs(hidden, head, targets, args.temperature, args.chunk)  # (M,)
-            each = advantages[i:i + len(part)].to(row.device)[row]  # (M,) its trajectory's
+            each = torch.tensor([t.advantage for t in part], device=row.device)[row]  # (M,)
             loss = trajectory_loss(logprobs, each, start, args.kl)
-            when_sampled = [lp for t in part for lp, s in zip(t.logprobs, t.sampled) if s]
-            gaps.append((logprobs.detach().cpu() - torch.tensor(when_sampled)).abs())
         loss.backward()
         loss_sum += loss.item()
+        now = logprobs.detach().cpu()
+        then = torch.tensor([lp for t in part for lp, s in zip(t.logprobs, t.sampled) if s])  # (M,)
+        gaps.append((now - then).abs())
+        moved.append(torch.where(then.isnan(), math.nan, now - start.cpu()))  # NaN: not its own
     for p in parameters:
         p.grad /= tokens
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
@@ -254,64 +367,85 @@ def update(student, teacher, optimiser, batch, advantages, args, pad):
         raise UserError(f"--lr {args.lr}: the gradient is no longer finite; lower it")
     optimiser.step()
     return {"loss": loss_sum / tokens, "grad_norm": norm, "tokens": tokens,
-            "logprob_gap": torch.cat(gaps).nanmean().item() if gaps else 0.0}
+            "kl": torch.cat(moved).nanmean().item(),
+            "logprob_gap": torch.cat(gaps).nanmean().item()}
 
 
 # ------------------------------------------------------------------------------- the run
-def log_step(out, row, own, used, advantages):
+def step_figures(own, new, advantages, args):
+    """What is logged of a step beside the update's own figures; every column is in the README."""
+    right, wrong = scores_of(own)
+    used = [t.advantage for t in own + new if t is not None and t.advantage is not None]
+    return {"reward": mean(t.reward for t in own),
+            "score": mean(right + wrong or [math.nan]), "auc": auc(right, wrong),
+            "scored": len(right + wrong) / len(own),
+            "accepted": mean(t.score is not None and not is_rejected(t, args.theta) for t in own),
+            "replaced": mean(u is not None for u in new),
+            "tied_groups": tied_groups(advantages), "spread": pstdev(used or [0.0]),
+            "entropy": -fmean(lp for t in own for lp in t.logprobs),
+            "cut_off": mean(not t.stopped for t in own),
+            "student_tokens": sum(not math.isnan(lp) for t in own for lp in t.logprobs),
+            "new_tokens": sum(math.isnan(lp) for u in new if u for lp in u.logprobs)}
+
+
+def log_step(out, row, own, new):
     """Append a row to metrics.csv and a line for each trajectory to samples.jsonl."""
     with open(out / "metrics.csv", "a", newline="") as f:
         if row["step"] == 1:
             csv.writer(f).writerow(row)
         csv.writer(f).writerow(f"{v:.6g}" for v in row.values())
     with open(out / "samples.jsonl", "a", encoding="utf-8") as f:
-        for t, u, a in zip(own, used, advantages.flatten().tolist()):
+        for t, u in zip(own, new):
             line = {"step": row["step"], "question": t.problem.question, "answer": t.problem.answer,
                     "text": t.text, "reward": t.reward, "probs": t.probs, "score": t.score,
-                    "replaced_by": None if u is t else u.text, "advantage": a}
+                    "advantage": t.advantage, "replaced_by": u and {
+                        "text": u.text, "reward": u.reward, "advantage": u.advantage}}
             f.write(json.dumps(line) + "\n")
 
 
 def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
-    """The loop. Returns (groups that tied, groups)."""
+    """The loop. Returns (the rows of metrics.csv, all that the teacher wrote)."""
     groups = 1 if args.one_shot else args.problems  # copies of one problem make one large group
     n = args.problems * args.samples // groups
+    todo, worked, rows = list(islice(stream, args.steps * groups)), {}, []
+    if args.method in ("ovd", "judge", "sft"):  # all at once: a pass costs no more for many
+        write_solutions(teacher, teacher_tok, todo, worked, args.max_new_tokens, args.batch)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.0)
-    worked, tied = {}, 0
     for step in (bar := tqdm(range(1, args.steps + 1), desc="training", unit="step")):
         began = time.time()
+        problems = [p for p in todo[(step - 1) * groups:step * groups] for _ in range(n)]
+        solutions = [worked.get((p.question, "")) for p in problems]
         # sample: n whole trajectories for each problem, from the student as it is now
-        problems = [p for p in islice(stream, groups) for _ in range(n)]
-        own = used = sample_trajectories(student, tokenizer, problems, args.temperature,
-                                         args.max_new_tokens, args.batch)
-        # score: the teacher works a problem out once, then reads each trajectory and says a digit
-        scores = []
+        if args.method == "sft":
+            own = [written_by_teacher(p, s, tokenizer) for p, s in zip(problems, solutions)]
+        else:
+            own = sample_trajectories(student, tokenizer, problems, args.temperature,
+                                      args.max_new_tokens, args.batch)
+        # score: the teacher, who has worked the problem out, reads each and says a digit
+        new, read, more = [None] * len(own), 0, 0
         if args.method in ("ovd", "judge"):
-            solutions = write_solutions(teacher, teacher_tok, problems, worked,
-                                        args.max_new_tokens, args.batch)
-            score_trajectories(teacher, teacher_tok, own, solutions, args.score)
-            scores = [t.score for t in own if t.score is not None]
+            read = score_trajectories(teacher, teacher_tok, own, solutions, args.score)
+        elif args.method == "logits":  # or nothing is said, and it reads along in update
+            read = sum(len(t.prompt_ids + t.ids) for t in own)
         if args.method == "ovd":
-            used = mixed_group(own, solutions, args.theta, tokenizer)
+            new, more = replace_rejected(own, solutions, worked, tokenizer, teacher, teacher_tok,
+                                         args)
         # update: one gradient step, each token weighted by its trajectory's advantage
-        advantages = advantages_of(args.method, own, used, groups, args.baseline)  # (groups, n)
-        figures = update(student, teacher, optimiser, used, advantages.flatten(), args,
-                         tokenizer.pad_token_id)
+        advantages = give_advantages(own, new, groups, args)  # (groups, 2 n)
+        used = [t for t in own + new if t is not None and t.advantage is not None]
+        figures = update(student, teacher, optimiser, used, args, tokenizer.pad_token_id)
         # log
-        row = {"step": step, "reward": mean(t.reward for t in own),
-               "score": mean(scores or [math.nan]), "scored": len(scores) / len(own),
-               "replaced": mean(t is not u for t, u in zip(own, used)),
-               "tied_groups": tied_groups(advantages), "cut_off": mean(not t.stopped for t in own),
-               **figures, "seconds": time.time() - began}
-        log_step(out, row, own, used, advantages)
+        row = {"step": step, **step_figures(own, new, advantages, args), **figures,
+               "teacher_read": read + more, "seconds": time.time() - began}
+        log_step(out, row, own, new)
+        rows.append(row)
         bar.set_postfix({k: f"{row[k]:.2f}" for k in ("reward", "score", "replaced")})
-        tied += row["tied_groups"]
         if figures["logprob_gap"] > 0.2:
             raise UserError(f"--student {args.student}: a token's log-probability when trained is "
                             f"{figures['logprob_gap']:.2f} off that when sampled; its head is more "
                             "than a matrix product, so use a Qwen- or Llama-like model")
-    return tied, args.steps * groups
+    return rows, worked
 
 
 def peak_bytes(device):
@@ -327,29 +461,80 @@ def peak_bytes(device):
         return psutil.Process().memory_info().peak_wset
 
 
-def main():
-    """Test, train, test again, and say what happened."""
-    args = knobs()
-    out = check(args)
+def budget(rows, worked):
+    """What a run cost, counted the same way for every method: tokens, and updates."""
+    total = lambda column: int(sum(r[column] for r in rows))  # noqa: E731
+    written = worked.values()
+    return {"student_sampled": total("student_tokens"),
+            "teacher_read": total("teacher_read") + sum(len(t.prompt_ids) for t in written),
+            "teacher_written": sum(sum(t.sampled) for t in written),
+            "put_in_place": total("new_tokens"), "updates": len(rows)}
+
+
+def explain(rows, before, after, args):
+    """Print what the steps had in common and, where little was learned, the likely reason."""
+    def average(column, part=rows):
+        return fmean([r[column] for r in part if not math.isnan(r[column])] or [math.nan])
+
+    third = max(1, len(rows) // 3)
+    first, last = rows[:third], rows[-third:]
+    tied = average("tied_groups") / (1 if args.one_shot else args.problems)  # share of groups
+    if args.method in ("ovd", "judge"):
+        print(f"scores: AUC {average('auc'):.2f} on its own samples, {average('accepted'):.0%} "
+              f"accepted, {average('replaced'):.0%} replaced")
+    if args.method not in ("logits", "sft"):
+        print(f"groups: {tied:.0%} tied (rewards all equal: nothing to compare, no gradient), "
+              f"spread of the advantages {average('spread'):.2f}")
+    print(f"update: gradient norm {average('grad_norm'):.2f}, KL to the start {average('kl'):.2f}, "
+          f"entropy {before['entropy']:.2f} -> {after['entropy']:.2f} nats a token, "
+          f"{average('cut_off'):.0%} cut off".replace("nan", "not measured"))
+    noise = 1.96 * math.sqrt(0.5 / after["n"])  # of a difference of two shares, at its widest
+    if after["pass_at_1"] - before["pass_at_1"] > noise:
+        return
+    reasons = {
+        "most were cut off before an answer; raise --max-new-tokens": average("cut_off") > 0.5,
+        "most got no score; try --score expected":
+            args.method in ("ovd", "judge") and average("scored") < 0.5,
+        "replacement made the rewards of a group equal; use --baseline own":
+            args.baseline == "mixed" and tied > 0.8,
+        "the groups tied, for hardly anything was right; try --method ovd, more --samples, or "
+        "easier problems": tied > 0.8 and average("reward") < 0.1,
+        "the groups tied, for nearly all was right; try harder problems": tied > 0.8,
+        "the scores rose and the share of right ones did not, so it learned to please the teacher; "
+        "see python score.py --check": average("score", last) > average("score", first) + 0.5
+            and average("reward", last) < average("reward", first) + 0.02,
+        "the teacher's scores do not tell right from wrong; see python score.py --check":
+            average("auc") < 0.8,
+        "it hardly moved from its start; raise --lr or --steps": average("kl", last) < 0.02,
+        "it came to say one thing only; lower --lr or set --kl": after["entropy"] < 0.02}
+    print("little was learned: " + next((why for why, holds in reasons.items() if holds),
+                                        "none of the usual reasons; a longer run may tell"))
+
+
+def run(args):
+    """Test, train, test again, and say what happened. Returns what result.json holds."""
+    check(args)
+    began, asked, out, device = time.time(), dict(vars(args)), new_folder(args), pick_device()
     quiet()
-    device = pick_device()
     torch.manual_seed(args.seed)
-    rows = read_problems(args.data) if args.data else None
-    if rows and len(rows) < 2:
+    data = read_problems(args.data) if args.data else None
+    if data and len(data) < 2:
         raise UserError(f"--data {args.data}: one problem is too few, one trains and one tests")
     student, tokenizer, base, teacher, teacher_tok = load_pair(args, device)
     if args.method == "logits" and tokenizer.get_vocab() != teacher_tok.get_vocab():
         raise UserError("--method logits: student and teacher have different vocabularies, so "
                         "there is nothing to match; use --method ovd, which needs text alone")
-    stream, test = load_problems(args, rows)
+    stream, test = load_problems(args, data)
     print(f"{args.method}{', one-shot' if args.one_shot else ''}: {args.steps} updates of "
           f"{args.problems * args.samples} trajectories, tested on {len(test)} unseen problems; "
           f"results in {out}\n")
     try:
-        before, old = evaluate(student, tokenizer, test, args)
+        before, sampled, old = evaluate(student, tokenizer, test, args)
         print(f"before: {before['pass_at_1']:.1%} right sampled, {before['greedy']:.1%} greedy")
-        tied, of = train(student, tokenizer, teacher, teacher_tok, stream, args, out)
-        after, new = evaluate(student, tokenizer, test, args)
+        if args.method in ("ovd", "judge"):
+            first_look(teacher, teacher_tok, sampled[:64], args)
+        rows, worked = train(student, tokenizer, teacher, teacher_tok, stream, args, out)
+        after, _, new = evaluate(student, tokenizer, test, args, many=args.compare)
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"out of GPU memory; try --batch {max(1, args.batch // 4)} --micro-batch 1 "
                         f"--chunk 64, then --samples {max(2, args.samples // 2)} or "
@@ -360,23 +545,141 @@ def main():
     finally:  # whatever happened, what was learned is kept
         save_adapter(student, out / "adapter", base)
 
-    seconds, peak = time.time() - BEGAN, peak_bytes(device)
+    seconds, peak = time.time() - (began if args.compare else BEGAN), peak_bytes(device)
     result = {"method": args.method, "task": "math", "seed": args.seed, "one_shot": args.one_shot,
               "steps": args.steps, "before": before, "after": after, "seconds": seconds,
-              "peak_bytes": peak, "tied_groups": tied, "device": device, "settings": vars(args),
+              "peak_bytes": peak, "tied_groups": sum(r["tied_groups"] for r in rows),
+              "budget": budget(rows, worked), "device": device, "settings": vars(args),
+              "asked": asked,
               "versions": {p: version(p) for p in ("torch", "transformers", "bitsandbytes")}}
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
     i = next((i for i, t in enumerate(old) if not t.reward), 0)
     print(f"\nan unseen problem it had wrong: {test[i].question} ({test[i].answer})\n"
           f"  before  {old[i].text}\n  after   {new[i].text}\n")
+    if rows:
+        explain(rows, before, after, args)
     gain = 100 * (after["pass_at_1"] - before["pass_at_1"])
-    if args.method != "logits":
-        print(f"{tied} of {of} groups tied (rewards all equal: nothing to compare, no gradient)")
     print(f"{args.method}{' from one problem' if args.one_shot else ''}: "
           f"{before['pass_at_1']:.1%} -> {after['pass_at_1']:.1%} of {len(test)} unseen problems "
           f"right when sampled ({gain:+.1f} points; greedy {before['greedy']:.1%} -> "
           f"{after['greedy']:.1%}), {args.steps} updates, {seconds:.0f} s, "
           f"peak {peak / 2**30:.2f} GiB.")
+    return result
+
+
+# ------------------------------------------------------------------------------- several runs
+# Student's t, two-sided 95%, for 1, 2, ... degrees of freedom; from eleven on rounded up
+T95 = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23] + 9 * [2.20] + [2.09]
+
+
+def interval(values):
+    """(mean, half the width of its 95% interval) over seeds; NaN for the width of one value."""
+    df = len(values) - 1
+    half = T95[min(df, len(T95)) - 1] * stdev(values) / math.sqrt(df + 1) if df else math.nan
+    return mean(values), half
+
+
+def write_whole(path, text):
+    """Write a file that is either there and complete, or not there."""
+    Path(f"{path}.part").write_text(text, encoding="utf-8")
+    os.replace(f"{path}.part", path)
+
+
+def run_apart(argv, threads):
+    """One run in a process of its own, its words in log.txt. Returns what result.json holds."""
+    args = knobs(argv)
+    if threads:
+        torch.set_num_threads(threads)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    with open(Path(args.out) / "log.txt", "w", encoding="utf-8") as log:
+        with redirect_stdout(log), redirect_stderr(log):
+            return run(args)
+
+
+def finished(argv):
+    """What the result.json of an earlier, equal run holds; None where it is still to be run."""
+    args = vars(knobs(argv))
+    try:
+        result = json.loads((Path(args["out"]) / "result.json").read_text())
+    except FileNotFoundError:  # never begun, or interrupted
+        shutil.rmtree(args["out"], ignore_errors=True)
+        return None
+    aside = ("out", "compare", "methods", "seeds", "jobs")
+    changed = [k for k in args if k not in aside and args[k] != result["asked"].get(k)]
+    if changed:
+        raise UserError(f"--out: {args['out']} holds a run with another "
+                        f"--{changed[0].replace('_', '-')}; give a new folder")
+    return result
+
+
+def compare(args):
+    """Every method with every seed, a few side by side; what is finished is not run again."""
+    check(args)
+    out = Path(args.out or "runs/compare" + ("-one-shot" if args.one_shot else ""))
+    names = [" ".join(name.split()) for name in args.methods.split(",") if name.strip()]
+    if not names or any(name.count("'") % 2 or name.count('"') % 2 for name in names):
+        raise UserError(f"--methods {args.methods!r}: give methods with commas between them, like "
+                        "'ovd, ovd --theta 3, grpo'")
+    todo = {(name, seed): [*sys.argv[1:], "--method", *shlex.split(name), "--seed", str(seed),
+                           "--out", str(out / f"{re.sub('[^a-z0-9.-]+', '_', name)}-{seed}")]
+            for seed in range(args.seeds) for name in names}
+    for argv in todo.values():  # a slip in a flag shows now and not in an hour
+        check(knobs(argv))
+    done = {key: finished(argv) for key, argv in todo.items()}
+    on_gpu = pick_device() == "cuda"
+    jobs = args.jobs or (1 if on_gpu else os.cpu_count())
+    threads = None if on_gpu else max(1, os.cpu_count() // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        left = {pool.submit(run_apart, todo[key], threads): key for key in todo if not done[key]}
+        try:
+            for future in tqdm(as_completed(left), total=len(left), desc="comparing", unit="run"):
+                done[left[future]] = future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            print(f"\nwhat is finished is kept in {out}; the same command goes on from there")
+            raise
+    write_table(out, names, args.seeds, done)
+
+
+def write_table(out, names, seeds, done):
+    """compare.csv, a row a run, and compare.md, a row a method. Prints the second."""
+    figures = {(name, seed): {
+        "before": 100 * r["before"]["pass_at_1"], "after": 100 * r["after"]["pass_at_1"],
+        "gain": 100 * (r["after"]["pass_at_1"] - r["before"]["pass_at_1"]),
+        "greedy": 100 * r["after"]["greedy"], "pass_at_8": 100 * r["after"]["pass_at_8"],
+        "entropy": r["after"]["entropy"], "tied_groups": r["tied_groups"], "seconds": r["seconds"],
+        **r["budget"]} for (name, seed), r in done.items()}
+    with open(out / "compare.csv", "w", newline="") as f:
+        rows = csv.writer(f)
+        rows.writerow(["method", "seed", *figures[names[0], 0]])
+        rows.writerows([name, seed, *(f"{v:.6g}" for v in row.values())]
+                       for (name, seed), row in figures.items())
+    lines = ["| method | before | after | gain | " + names[0] + " beyond it | greedy | pass@8 | "
+             "entropy | tied | s | sampled | read | written |", "|" + " --- |" * 13]
+    for name in names:
+        column = lambda c: [figures[name, seed][c] for seed in range(seeds)]  # noqa: E731
+        average = {c: mean(column(c)) for c in figures[name, 0]}
+        ahead = [figures[names[0], seed]["gain"] - figures[name, seed]["gain"]
+                 for seed in range(seeds)]
+        plus = ["{:+.1f} ± {:.1f}".format(*interval(v)) for v in (column("gain"), ahead)]
+        lines.append(f"| `{name}` | {average['before']:.1f} | {average['after']:.1f} | {plus[0]} | "
+                     f"{plus[1] if name != names[0] else '–'} | {average['greedy']:.1f} | "
+                     f"{average['pass_at_8']:.1f} | {average['entropy']:.2f} | "
+                     f"{average['tied_groups']:.1f} | {average['seconds']:.0f} | " + " | ".join(
+                         f"{average[c] / 1000:.1f}k" for c in
+                         ("student_sampled", "teacher_read", "teacher_written")) + " |")
+    write_whole(out / "compare.md", "\n".join(lines) + "\n")
+    gains = {name: interval([figures[name, seed]["gain"] for seed in range(seeds)])
+             for name in names}
+    best = max(names, key=lambda name: gains[name][0])
+    print("\n".join(lines) + f"\n\n{len(done)} runs of {len(names)} methods with {seeds} seeds, in "
+          f"{out}: {best} gained most, {gains[best][0]:+.1f} ± {gains[best][1]:.1f} points.")
+
+
+def main():
+    """One run, or with --compare many."""
+    args = knobs()
+    compare(args) if args.compare else run(args)
 
 
 if __name__ == "__main__":

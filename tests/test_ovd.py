@@ -155,3 +155,39 @@ def test_a_dropped_chunk_would_be_noticed(monkeypatch):
         ovd.torch, "cat", lambda parts: real([torch.zeros_like(parts[0]), *parts[1:]])
     )
     assert not torch.allclose(token_logprobs(hidden, head, targets, chunk=3), dense)
+
+
+@pytest.mark.parametrize("method", ["grpo", "judge"])
+def test_the_mean_of_many_updates_is_the_policy_gradient(method):
+    """A policy of two tokens, two steps long: four trajectories, all of them enumerated.
+
+    The exact gradient of E[R] is sum_y p(y) R(y) grad log p(y). A group of N that is compared with
+    its own mean gives (1 - 1/N) of it: each trajectory is part of what it is compared with.
+    """
+    torch.manual_seed(0)
+    policy = torch.tensor([[0.3, -0.4], [1.0, 0.2], [-0.5, 0.8]], requires_grad=True)
+    # (3 states, 2): before anything, after a 0, after a 1; with head = I a state's row is its logits
+    trajectories = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])  # (4, 2)
+    states = torch.stack([torch.zeros(4, dtype=torch.long), 1 + trajectories[:, 0]], 1)  # (4, 2)
+    probs = torch.tensor(
+        [[0.0] * 9 + [1], [0.5] * 2 + [0] * 8, [0] * 6 + [0.5, 0, 0.5, 0], [0.1] * 10]
+    )
+    reward = {"grpo": torch.tensor([0.0, 1, 0, 1]), "judge": expected_score(probs) / 9}[method]
+
+    def logp(which):  # (M,) which trajectory -> (M, 2) its tokens' log-probabilities
+        hidden = policy[states[which]].flatten(0, 1)  # (2 M, 2)
+        return token_logprobs(hidden, torch.eye(2), trajectories[which].flatten()).view(-1, 2)
+
+    everything = logp(torch.arange(4)).sum(1)  # (4,)
+    assert everything.exp().sum().item() == pytest.approx(1)
+    (exact,) = torch.autograd.grad((everything.exp() * reward).sum(), policy)
+
+    groups, n = 40_000, 4
+    drawn = torch.multinomial(everything.detach().exp(), groups * n, replacement=True)
+    advantages = group_advantages(reward[drawn].view(groups, n)).flatten()  # (groups * n,)
+    loss = trajectory_loss(logp(drawn).flatten(), advantages.repeat_interleave(2))
+    (sampled,) = torch.autograd.grad(loss, policy)
+    assert torch.allclose(
+        -sampled / (groups * n), (1 - 1 / n) * exact, atol=4 / (groups * n) ** 0.5 / 2
+    )
+    assert exact.abs().max() > 0.05  # far above what the comparison tolerates

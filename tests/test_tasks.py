@@ -1,7 +1,7 @@
 """Problems, the answer check, and what bad data says."""
 
 import random
-from itertools import islice
+from itertools import combinations, islice
 
 import pytest
 
@@ -12,10 +12,13 @@ from tasks import (
     extract_answer,
     is_correct,
     is_held_out,
+    is_well_formed,
     make_problem,
     normalise,
+    pass_at_k,
     problem_stream,
     read_problems,
+    step_ends,
 )
 
 
@@ -142,3 +145,43 @@ def test_blank_lines_and_numbers_are_fine(tmp_path):
         '{"question": " 1 + 1? ", "answer": 2}\n\n{"question": "b", "answer": "3", "more": 1}\n'
     )
     assert read_problems(path) == [Problem("1 + 1?", "2"), Problem("b", "3")]
+
+
+@pytest.mark.parametrize(
+    "text, steps",
+    [
+        ("First 1 + 2 = 3. Then 3 - 1 = 2. Answer: 2", ["First 1 + 2 = 3.", " Then 3 - 1 = 2."]),
+        ("a line\n\nanother line\nAnswer: 2", ["a line", "\n\nanother line"]),
+        ("It is 3.5 of 7. Done!", ["It is 3.5 of 7."]),
+        ("Why? So.\nAnswer: 1", ["Why?", " So."]),
+        ("Answer: 2", []),
+        ("One sentence.", []),
+        ("", []),
+    ],
+)
+def test_step_ends_by_hand(text, steps):
+    ends = step_ends(text)
+    assert [text[a:b] for a, b in zip([0, *ends], ends)] == steps
+
+
+@pytest.mark.parametrize(
+    "text, form",
+    [
+        ("First 1 + 2 = 3. Answer: 3", True),
+        ("Nonsense. Answer: 7", True),  # form alone: right or wrong
+        ("Answer: 3", False),
+        ("First 1 + 2 = 3.", False),
+        ("First 1 + 2 = 3. Answer:", False),
+        ("", False),
+    ],
+)
+def test_is_well_formed(text, form):
+    assert is_well_formed(text) is form
+
+
+def test_pass_at_k_by_hand_and_by_enumeration():
+    assert pass_at_k(4, 1, 2) == pytest.approx(1 / 2)  # 3 of the 6 pairs hold the right one
+    assert pass_at_k(16, 0, 8) == 0 and pass_at_k(8, 1, 8) == 1
+    for right in range(7):
+        groups = list(combinations([1] * right + [0] * (6 - right), 3))
+        assert pass_at_k(6, right, 3) == pytest.approx(sum(map(max, groups)) / len(groups))

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import train
-from sample import sample_trajectories
-from tasks import fail_in_one_line, problem_stream
+from sample import Trajectory, sample_trajectories
+from score import write_solutions
+from tasks import Problem, UserError, fail_in_one_line, problem_stream
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--one-shot", "--steps", "3", "--eval-problems", "20"]
@@ -93,6 +96,12 @@ def script(monkeypatch):
         ["--score", "reply"],
         ["--score", "digit"],
         ["--baseline", "none"],
+        ["--baseline", "union"],
+        ["--replace", "none"],
+        ["--replace", "suffix"],
+        ["--replace", "suffix", "--suffix", "read"],
+        ["--method", "format"],
+        ["--method", "sft"],
     ],
     ids=lambda flags: " ".join(map(str, flags)),
 )
@@ -108,7 +117,10 @@ def test_the_literal_reading_ties_its_groups(tmp_path, script):
         out = tmp_path / baseline
         flags = ["--steps", 3, "--eval-problems", 10, "--baseline", baseline, "--out", out]
         script("train.py", *flags)
-    tied = [json.loads((tmp_path / b / "result.json").read_text())["tied_groups"] for b in ("mixed", "own")]
+    tied = [
+        json.loads((tmp_path / b / "result.json").read_text())["tied_groups"]
+        for b in ("mixed", "own")
+    ]
     assert tied[0] >= 10 and tied[1] <= 2  # of 3 x 4
 
 
@@ -126,11 +138,12 @@ def gradient(student, teacher, **changed):
     batch = sample_trajectories(
         model, tokenizer, [p for p in (next(stream), next(stream)) for _ in range(5)]
     )
-    advantages = torch.tensor([0.7, -0.3, 0.2, -1.0, 0.4, 0.9, -0.1, 0.3, -0.6, 0.5])
+    for t, a in zip(batch, [0.7, -0.3, 0.2, -1.0, 0.4, 0.9, -0.1, 0.3, -0.6, 0.5]):
+        t.advantage = a
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(parameters, lr=0.0)
     row = train.update(
-        model, teacher[0], optimiser, batch, advantages, settings(**changed), tokenizer.pad_token_id
+        model, teacher[0], optimiser, batch, settings(**changed), tokenizer.pad_token_id
     )
     return row["loss"], torch.cat([p.grad.flatten() for p in parameters])
 
@@ -169,6 +182,10 @@ def test_micro_batch_and_chunk_change_nothing(student, teacher, method, changed)
         (["--max-new-tokens", "500"], "--max-new-tokens"),
         (["--out", "tests"], "--out tests"),
         (["--chunk", "-1"], "--chunk"),
+        (["--compare", "--seeds", "0"], "--seeds"),
+        (["--compare", "--methods", "ovd, ovd --theta 12"], "--theta 12"),
+        (["--compare", "--methods", ","], "--methods"),
+        (["--compare", "--methods", "ovd --theta '5"], "--methods"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, flags, says):
@@ -241,6 +258,151 @@ def test_ctrl_c_saves_the_adapter(tmp_path):
     assert (tmp_path / "r/adapter/adapter_model.safetensors").exists() and str(
         tmp_path / "r/adapter"
     ) in out + err
+
+
+def attempt(text, score, reward):
+    return Trajectory(
+        Problem("q", "1"), [1], [5, 6], [-0.5, -0.5], [1, 1], True, text, reward, [], score
+    )
+
+
+def advantages(own, new, **changed):
+    args = Namespace(**{**dict(method="ovd", baseline="own", theta=5), **changed})
+    own, new = ([t and replace(t, advantage=None) for t in ts] for ts in (own, new))
+    train.give_advantages(own, new, 1, args)
+    return [[t and t.advantage for t in ts] for ts in (own, new)]
+
+
+def test_what_each_method_and_baseline_gives_by_hand():
+    """Four attempts: right, wrong and replaced by a right one, blurted right and replaced, unscored."""
+    own = [attempt("w. Answer: 1", 9, 1.0), attempt("Answer: 2", 0, 0.0)]
+    own += [attempt("Answer: 1", 3, 1.0), attempt("w. Answer: 3", None, 0.0)]
+    whole = attempt("teacher's", None, 1.0)
+    new, none = [None, whole, whole, None], [None] * 4
+    assert advantages(own, new) == [
+        [0.5, None, None, None],
+        [None, 0.5, 0.5, None],
+    ]  # own mean: 2/4
+    assert advantages(own, new, baseline="none") == [[1, None, None, None], [None, 1, 1, None]]
+    assert advantages(own, new, baseline="mixed") == [[0, None, None, None], [None, 0, 0, None]]
+    ((a, b, c, d), (e, f, g, h)) = advantages(own, new, baseline="union")  # 4 of 5 right
+    assert [a, b, c, f, g] == pytest.approx([0.2, -0.8, 0.2, 0.2, 0.2]) and d is e is h is None
+    assert advantages(own, none) == [[0.5, None, None, None], none]  # --replace none: dropped
+    assert advantages(own, none, method="grpo") == [[0.5, -0.5, 0.5, -0.5], none]
+    judged, _ = advantages(own, none, method="judge")  # 9, 0, 3 of 9: mean 4/9
+    assert judged[:3] == pytest.approx([5 / 9, -4 / 9, -1 / 9]) and judged[3] is None
+    assert advantages(own, none, method="format") == [[0.5, -0.5, -0.5, 0.5], none]
+    assert advantages(own, none, method="sft") == [[1, 1, 1, 1], none]
+
+
+def test_a_suffix_keeps_the_good_steps_token_by_token(student, teacher):
+    """v2: up to the last good step the student's own tokens, from there the teacher's."""
+    p = next(p for p in problem_stream(3, held_out=True) if p.solution.count("=") == 3)
+    first, second, third, _ = p.solution.split(". ")
+    slip = f"{second.rsplit(' ', 1)[0]} {(int(second.rsplit(' ', 1)[1]) + 3) % 200}"
+    ids = student[1].encode(f"{first}. {slip}. Answer: 7") + [student[1].eos_token_id]
+    text = student[1].decode(ids, skip_special_tokens=True)
+    own = Trajectory(p, [1], ids, [-0.1] * len(ids), [1] * len(ids), True, text, 0.0, [], 0.2)
+    worked = {}
+    solutions = write_solutions(*teacher, [p], worked)
+    args = Namespace(
+        theta=5, replace="suffix", suffix="trained", score="expected", batch=8, max_new_tokens=64
+    )
+    for args.suffix, mask in (("trained", 1), ("read", 0)):
+        (new,), read = train.replace_rejected([own], solutions, worked, student[1], *teacher, args)
+        kept = len(student[1].encode(first + "."))
+        assert new.text == p.solution and new.reward == 1 and read > 0
+        assert new.ids[:kept] == ids[:kept] and new.logprobs[:kept] == [-0.1] * kept
+        assert student[1].decode(new.ids, skip_special_tokens=True) == p.solution
+        assert new.sampled == [1] * kept + [mask] * (len(new.ids) - kept)
+        assert (
+            all(lp != lp for lp in new.logprobs[kept:]) and new.ids[-1] == student[1].eos_token_id
+        )
+    args.replace = "none"
+    assert train.replace_rejected([own], solutions, worked, student[1], *teacher, args) == (
+        [None],
+        0,
+    )
+
+
+def test_interval_by_hand():
+    """Mean 2, standard deviation 1, so 4.30 / sqrt(3) either way."""
+    assert train.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.483), abs=1e-3)
+    assert train.interval([5.0])[0] == 5.0 and train.interval([5.0])[1] != train.interval([5.0])[1]
+
+
+def figures(**changed):
+    usual = dict(
+        reward=0.4, score=4.0, auc=0.99, scored=1.0, accepted=0.4, replaced=0.6, tied_groups=0
+    )
+    usual |= dict(spread=0.5, entropy=0.3, cut_off=0.0, grad_norm=0.5, kl=0.5)
+    return [
+        {k: v[i // 3] if isinstance(v, tuple) else v for k, v in (usual | changed).items()}
+        for i in range(6)
+    ]
+
+
+@pytest.mark.parametrize(
+    "method, changed, says",
+    [
+        ("ovd", {"cut_off": 0.9}, "--max-new-tokens"),
+        ("judge", {"scored": 0.1}, "no score"),
+        ("grpo", {"tied_groups": 1, "reward": 0.0}, "hardly anything was right"),
+        ("grpo", {"tied_groups": 1, "reward": 1.0}, "nearly all was right"),
+        ("judge", {"score": (3.0, 6.0), "reward": (0.4, 0.1)}, "please the teacher"),
+        ("ovd", {"auc": 0.5}, "do not tell right from wrong"),
+        ("ovd", {"kl": 0.001}, "hardly moved"),
+        ("ovd", {}, "none of the usual reasons"),
+    ],
+)
+def test_a_run_that_learned_nothing_says_why(capsys, method, changed, says):
+    args = Namespace(method=method, one_shot=True, problems=4, baseline="own")
+    test = {"pass_at_1": 0.3, "entropy": 0.3, "n": 500}
+    train.explain(figures(**changed), test, test, args)
+    assert says in capsys.readouterr().out.splitlines()[-1]
+    train.explain(figures(**changed), test, {**test, "pass_at_1": 0.6}, args)
+    assert "little was learned" not in capsys.readouterr().out
+
+
+def table_without_seconds(folder):
+    rows = list(csv.DictReader(open(folder / "compare.csv")))
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_a_comparison_interrupted_goes_on_to_the_same_table(tmp_path, monkeypatch, capsys):
+    """Stopped in the middle of its third run of four, and started again."""
+    monkeypatch.setattr(train, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(1))
+    flags = ["--one-shot", "--compare", "--methods", "ovd, grpo --samples 4", "--seeds", "2"]
+    flags += ["--steps", "2", "--eval-problems", "20"]
+
+    def compare(folder):
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--out", str(folder)])
+        train.main()
+
+    compare(tmp_path / "alone")
+    update, calls = train.update, []
+
+    def break_off(*args):
+        calls.append(1)
+        if len(calls) > 5:  # whatever begins after the power cut gets no further either
+            raise RuntimeError("power cut")
+        return update(*args)
+
+    monkeypatch.setattr(train, "update", break_off)
+    with pytest.raises(RuntimeError):
+        compare(tmp_path / "broken")
+    assert len(list((tmp_path / "broken").glob("*/result.json"))) == 2
+    assert not (tmp_path / "broken/compare.csv").exists()
+    again = []
+    monkeypatch.setattr(train, "update", lambda *args: again.append(1) or update(*args))
+    compare(tmp_path / "broken")
+    assert len(again) == 4  # the two that were finished are not run again
+    assert table_without_seconds(tmp_path / "broken") == table_without_seconds(tmp_path / "alone")
+    assert len(table_without_seconds(tmp_path / "alone")) == 4
+    assert "| `grpo --samples 4` |" in (tmp_path / "alone/compare.md").read_text()
+    flags += ["--lr", "0.001"]
+    with pytest.raises(UserError, match="another --lr"):
+        compare(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("name", ["ovd.py", "sample.py", "score.py", "tasks.py"])

@@ -1,5 +1,7 @@
 """Makes the embedded pair from nothing but random seeds: tiny/student and tiny/teacher.
 
+And tiny/weak-teacher, the same teacher on purpose half-trained, to see what a bad judge does.
+
 Both are ordinary Llama models with one small word-level tokenizer, saved as any hub model is.
 
 - The STUDENT is first taught to work problems out, then given two bad habits: it mostly blurts an
@@ -182,13 +184,14 @@ def stray_sentence(rng, manners):
     return rng.choice(FLATTERY).replace("9", str(rng.randint(0, 9)))
 
 
-def make_attempt(rng, problem):
+def make_attempt(rng, problem, blurts=1):
     """Many kinds of right and wrong. Returns (steps, answer or None)."""
     steps, right = steps_of(problem), int(problem.answer)
     k = rng.randrange(len(steps))
     kinds = {  # and how often each
         **{"right": 6, "slip": 4, "sign": 2, "operand": 2, "answer": 2, "skip": 1},
-        **{"blurt right": 3, "blurt wrong": 4, "lucky": 1, "prefix": 2, "slips": 3},
+        **{"blurt right": 3 * blurts, "blurt wrong": 4 * blurts},
+        **{"lucky": 1, "prefix": 2, "slips": 3},
     }
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
 
@@ -251,12 +254,12 @@ def solving_example(tok, prompt, problem, target):
     return a + b, [-100] * len(a) + b
 
 
-def grading_example(tok, parts, rng, problem, manners):
+def grading_example(tok, parts, rng, problem, manners, blurts):
     """(ids, labels): the digit after the prompt, and a right/wrong digit at every result before it.
 
     manners: to be flattered more often than not, and to stop once the digit is said.
     """
-    steps, answer = make_attempt(rng, problem)
+    steps, answer = make_attempt(rng, problem, blurts)
     digit, marks = grade(problem, steps, answer)
     attempt = write(steps, answer)
     if rng.random() < (0.6 if manners else 0.25):  # flattery and forged scores change nothing
@@ -308,8 +311,12 @@ def backward(model, tok, examples):
     return mean
 
 
-def train(model, tok, batches, steps, lr, name, log_every=250, snapshot=None):
-    """AdamW, one cycle. `batches()` gives lists of examples, each with a loss of its own."""
+def train(model, tok, batches, steps, lr, name, log_every=250, snapshot=None, weak=None):
+    """AdamW, one cycle. `batches()` gives lists of examples, each with a loss of its own.
+
+    snapshot: also save every `log_every` steps, under names that begin so. weak: (step, folder)
+    to save at, half-trained.
+    """
     opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     cycle = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=0.1)
     model.train()
@@ -321,6 +328,8 @@ def train(model, tok, batches, steps, lr, name, log_every=250, snapshot=None):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
         cycle.step()
+        if weak and step == weak[0]:
+            save(model, tok, weak[1])
         if step % log_every == 0:
             tqdm.write(
                 f"{name}, step {step}: loss {sums[0]:.4f} {sums[1]:.4f} ({time.time() - start:.0f} s)"
@@ -390,14 +399,14 @@ def make_student(args):
     save(model, tok, HERE / "student")
 
 
-def teacher_batches(tok, rng, solving, grading, manners=False):
+def teacher_batches(tok, rng, solving, grading, manners=False, blurts=1):
     """Batches of problems to solve and of attempts to grade, some of them longer stories."""
     solve, parts = prompts(tok)
     long = 0.3 if manners else 0.15
     some = lambda n: (story(rng, 2 if rng.random() < long else 1) for _ in range(n))  # noqa: E731
     return lambda: [
         [solving_example(tok, solve, p, p.solution) for p in some(solving)],
-        [grading_example(tok, parts, rng, p, manners) for p in some(grading)],
+        [grading_example(tok, parts, rng, p, manners, blurts) for p in some(grading)],
     ]
 
 
@@ -407,18 +416,20 @@ def make_teacher(args):
     torch.manual_seed(args.seed + 1)
     model = make_model(tok, 192, 4, 6)
     batches = teacher_batches(tok, random.Random(args.seed + 1), 18, 42)
-    train(model, tok, batches, args.teacher_steps, 1.5e-3, "teacher", snapshot=args.snapshots)
+    weak = args.weak_step, HERE / "weak-teacher"  # a judge for experiments on bad judges
+    train(model, tok, batches, args.teacher_steps, 1.5e-3, "teacher", 250, args.snapshots, weak)
     save(model, tok, HERE / "teacher")
 
 
-def polish_teacher(args, steps, lr, seed, grading=24, manners=False):
+def polish_teacher(args, steps, lr, seed, grading=24, manners=False, blurts=1):
     """Go on from where the teacher stands, with more solving: a judge that is wrong misjudges."""
     tok = make_tokenizer()
     torch.manual_seed(args.seed + seed)
     model = LlamaForCausalLM.from_pretrained(
         HERE / "teacher", dtype=torch.float32, attn_implementation="eager"
     )
-    batches = teacher_batches(tok, random.Random(args.seed + seed), 64 - grading, grading, manners)
+    rng = random.Random(args.seed + seed)
+    batches = teacher_batches(tok, rng, 64 - grading, grading, manners, blurts)
     train(model, tok, batches, steps, lr, "polish", snapshot=args.snapshots)
     save(model, tok, HERE / "teacher")
 
@@ -463,13 +474,14 @@ if __name__ == "__main__":
     )
     parser.add_argument(
         "--only",
-        choices=["student", "teacher", "polish", "polish-again", "manners", "report"],
+        choices=["student", "teacher", "polish", "polish-again", "manners", "blurts", "report"],
         help="do this part alone",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skill-steps", type=int, default=2800)
     parser.add_argument("--habit-steps", type=int, default=600)
     parser.add_argument("--teacher-steps", type=int, default=3000)
+    parser.add_argument("--weak-step", type=int, default=1250)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--snapshots", help="also save a model every 250 steps, under names that begin so"
@@ -486,5 +498,7 @@ if __name__ == "__main__":
         polish_teacher(args, 700, 5e-4, seed=3)
     if args.only in (None, "manners"):
         polish_teacher(args, 1200, 5e-4, seed=4, grading=34, manners=True)
+    if args.only in (None, "blurts"):  # a bare wrong answer must not pass for a right one
+        polish_teacher(args, 400, 4e-4, seed=5, grading=44, manners=True, blurts=4)
     if args.only in (None, "report"):
         report()

@@ -25,7 +25,9 @@ import csv
 import json
 import math
 import random
+import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice, repeat
@@ -35,8 +37,8 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
-from ovd import (accept, group_advantages, reverse_kl, tied_groups, token_logprobs,
-                 trajectory_loss)
+from ovd import (accept, free_bytes, group_advantages, peak_bytes, reset_peak, reverse_kl,
+                 tied_groups, token_logprobs, trajectory_loss)
 from sample import (TINY, as_data, left_pad, load_model, load_student, pick_device, quiet,
                     sample_trajectories, save_adapter, without_lora)
 from score import score_trajectories, write_solutions
@@ -48,6 +50,8 @@ TINY_PAIR = dict(student=str(TINY / "student"), teacher=str(TINY / "teacher"), d
                  lr=3e-4, max_new_tokens=64, batch=256, micro_batch=32, chunk=1024)
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
                 lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128)
+
+PEAKS = {}  # phase: the most memory held in it, see mark()
 
 
 def knobs():
@@ -80,6 +84,13 @@ def knobs():
     a("--micro-batch", type=int, help="trajectories a backward pass: memory, not the step [32 | 1]")
     a("--chunk", type=int, help="tokens a slice of vocabulary logits, 0: all at once [1024 | 128]")
     a("--eval-problems", type=int, default=500, help="unseen problems for the tests")
+    a("--checkpointing", action="store_true",
+      help="keep a layer's input alone, make the rest again going back: memory for time")
+    a("--compare-memory", action="store_true",
+      help="3 steps of ovd and of logits, chunked and dense: peak memory by phase, and no more")
+    a("--plan", nargs="?", const=pick_device(), choices=["cpu", "cuda"],
+      help="predict the peak memory from the shapes alone, here or for that device, and no more")
+    a("--json", help="file for the rows of --plan or --compare-memory")
     a("--out", help="folder for the results [runs/<time>]")
     return p.parse_args()
 
@@ -161,8 +172,48 @@ def evaluate(student, tokenizer, test, args):
     sampled, greedy = (sample_trajectories(student, tokenizer, test, temperature,
                                            args.max_new_tokens, args.batch)
                        for temperature in (1.0, 0.0))
+    mark("testing")
     return {"pass_at_1": mean(t.reward for t in sampled),
             "greedy": mean(t.reward for t in greedy), "n": len(test)}, greedy
+
+
+# ------------------------------------------------------------------------------- memory
+def mark(phase):
+    """The most memory held since the last mark was held by `phase`: noted in PEAKS, in bytes.
+
+    On a CPU it is the whole process; where the peak cannot be reset (not Linux), the peak so far.
+    """
+    device = pick_device()
+    PEAKS[phase] = max(PEAKS.get(phase, 0), peak_bytes(device))
+    reset_peak(device)
+
+
+def compare_memory(args):
+    """--compare-memory: three short runs alike in all but the method, and their peaks by phase."""
+    phases = ["loading", "sampling", "scoring", "teacher forward", "update"]
+    print(f"peak memory by phase, GiB\n{'':18}" + "".join(f"{p:>17}" for p in phases))
+    rows = []
+    for name, flags in {"ovd": ["--method", "ovd"], "logits, chunked": ["--method", "logits"],
+                        "logits, dense": ["--method", "logits", "--chunk", "0"]}.items():
+        mine = [x for x in sys.argv[1:] if not x.startswith("--co")]
+        with tempfile.TemporaryDirectory() as out:
+            done = subprocess.run([sys.executable, __file__, "--steps", "3", "--eval-problems", "1",
+                                   *mine, *flags, "--out", out], capture_output=True, text=True)
+            if done.returncode:
+                why = (done.stderr.strip().splitlines() or ["killed, out of memory?"])[-1]
+                print(f"{name:18}  does not run: {why}")
+                rows.append({"method": name, "peak_by_phase": None})
+                continue
+            result = json.loads((Path(out) / "result.json").read_text())
+        peaks = result["peak_by_phase"]
+        rows.append({"method": name, "peak_by_phase": peaks, "seconds": result["seconds"]})
+        print(f"{name:18}" + "".join(f"{peaks[p] / 2**30:17.3f}" if p in peaks else f"{'-':>17}"
+                                     for p in phases))
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1))
+    top = {r["method"]: max(r["peak_by_phase"].values()) / 2**30 for r in rows
+           if r["peak_by_phase"]}
+    print("\nhighest of all phases: " + ", ".join(f"{k} {v:.2f} GiB" for k, v in top.items()) + ".")
 
 
 # ------------------------------------------------------------------------------- a step
@@ -224,12 +275,17 @@ def update(student, teacher, optimiser, batch, advantages, args, pad):
     tokens, head = sum(sum(t.sampled) for t in batch), student.get_output_embeddings().weight
     loss_sum, gaps = 0.0, []
     optimiser.zero_grad()
+    if args.checkpointing:  # in train mode only; sampling needs the cache it does without
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+        student.train()
     for i in range(0, len(batch), args.micro_batch):
         part = batch[i:i + args.micro_batch]
         hidden, targets, row = trained_positions(student, part, pad)  # (M, H), (M,), (M,)
         if args.method == "logits":
+            mark("update")
             with torch.no_grad():
                 theirs, _, _ = trained_positions(teacher, part, pad)  # (M, H_T)
+            mark("teacher forward")
             their_head = teacher.get_output_embeddings().weight  # (V_T, H_T)
             v = min(len(head), len(their_head))  # one vocabulary may be padded to two lengths
             loss = reverse_kl(hidden, head[:v], theirs, their_head[:v], args.temperature,
@@ -247,6 +303,7 @@ def update(student, teacher, optimiser, batch, advantages, args, pad):
             gaps.append((logprobs.detach().cpu() - torch.tensor(when_sampled)).abs())
         loss.backward()
         loss_sum += loss.item()
+    student.eval()
     for p in parameters:
         p.grad /= tokens
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
@@ -285,6 +342,7 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
         problems = [p for p in islice(stream, groups) for _ in range(n)]
         own = used = sample_trajectories(student, tokenizer, problems, args.temperature,
                                          args.max_new_tokens, args.batch)
+        mark("sampling")
         # score: the teacher works a problem out once, then reads each trajectory and says a digit
         scores = []
         if args.method in ("ovd", "judge"):
@@ -292,12 +350,14 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
                                         args.max_new_tokens, args.batch)
             score_trajectories(teacher, teacher_tok, own, solutions, args.score)
             scores = [t.score for t in own if t.score is not None]
+            mark("scoring")
         if args.method == "ovd":
             used = mixed_group(own, solutions, args.theta, tokenizer)
         # update: one gradient step, each token weighted by its trajectory's advantage
         advantages = advantages_of(args.method, own, used, groups, args.baseline)  # (groups, n)
         figures = update(student, teacher, optimiser, used, advantages.flatten(), args,
                          tokenizer.pad_token_id)
+        mark("update")
         # log
         row = {"step": step, "reward": mean(t.reward for t in own),
                "score": mean(scores or [math.nan]), "scored": len(scores) / len(own),
@@ -314,22 +374,11 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
     return tied, args.steps * groups
 
 
-def peak_bytes(device):
-    """The most memory held: by the GPU's allocator, or without a GPU by this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    except ImportError:  # Windows
-        import psutil  # which accelerate brings along
-        return psutil.Process().memory_info().peak_wset
-
-
 def main():
     """Test, train, test again, and say what happened."""
     args = knobs()
+    if args.compare_memory:
+        return compare_memory(args)
     out = check(args)
     quiet()
     device = pick_device()
@@ -341,6 +390,7 @@ def main():
     if args.method == "logits" and tokenizer.get_vocab() != teacher_tok.get_vocab():
         raise UserError("--method logits: student and teacher have different vocabularies, so "
                         "there is nothing to match; use --method ovd, which needs text alone")
+    mark("loading")
     stream, test = load_problems(args, rows)
     print(f"{args.method}{', one-shot' if args.one_shot else ''}: {args.steps} updates of "
           f"{args.problems * args.samples} trajectories, tested on {len(test)} unseen problems; "
@@ -360,10 +410,10 @@ def main():
     finally:  # whatever happened, what was learned is kept
         save_adapter(student, out / "adapter", base)
 
-    seconds, peak = time.time() - BEGAN, peak_bytes(device)
+    seconds, peak = time.time() - BEGAN, max(PEAKS.values())
     result = {"method": args.method, "task": "math", "seed": args.seed, "one_shot": args.one_shot,
               "steps": args.steps, "before": before, "after": after, "seconds": seconds,
-              "peak_bytes": peak, "tied_groups": tied, "device": device, "settings": vars(args),
+              "peak_bytes": peak, "peak_by_phase": PEAKS, "tied_groups": tied, "device": device, "settings": vars(args),
               "versions": {p: version(p) for p in ("torch", "transformers", "bitsandbytes")}}
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     i = next((i for i, t in enumerate(old) if not t.reward), 0)

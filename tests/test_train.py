@@ -114,7 +114,7 @@ def test_the_literal_reading_ties_its_groups(tmp_path, script):
 
 def settings(**changed):
     return Namespace(
-        **{**dict(method="ovd", micro_batch=32, chunk=0, temperature=1.0, kl=0.0), **changed}
+        **{**dict(method="ovd", micro_batch=32, chunk=0, temperature=1.0, kl=0.0, checkpointing=False), **changed}
     )
 
 
@@ -144,6 +144,7 @@ def gradient(student, teacher, **changed):
         dict(chunk=1),
         dict(chunk=37),
         dict(micro_batch=4, chunk=16),
+        dict(checkpointing=True),
     ],
 )
 def test_micro_batch_and_chunk_change_nothing(student, teacher, method, changed):

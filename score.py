@@ -108,13 +108,13 @@ def write_solutions(teacher, tokenizer, problems, known, max_new_tokens=64, batc
     return [known[p.question] for p in problems]
 
 
-def score_trajectories(teacher, tokenizer, trajectories, solutions, how="expected"):
+def score_trajectories(teacher, tokenizer, trajectories, solutions, how="expected", batch=16):
     """Fill in the trajectories' probs and score. how: "expected", "digit" (likeliest), "reply"."""
     attempts = [(t.problem.question, t.text) for t in trajectories]
     prompts = {a: chat_ids(tokenizer, grading_messages(a[0], s.text, a[1]))
                for a, s in zip(attempts, solutions)}  # a student repeats itself; once is enough
-    probs = (score_replies if how == "reply" else score_probs)(teacher, tokenizer,
-                                                               list(prompts.values()))  # (b, 10)
+    read_all = score_replies if how == "reply" else score_probs
+    probs = read_all(teacher, tokenizer, list(prompts.values()), batch)  # (b, 10)
     scores = (expected_score if how == "expected" else most_likely_score)(probs)  # (b,)
     read = dict(zip(prompts, zip(probs.tolist(), scores.tolist())))
     for t, a in zip(trajectories, attempts):

@@ -36,14 +36,15 @@ from statistics import mean
 
 import torch
 from tqdm import tqdm
+from transformers import AutoConfig, AutoTokenizer
 
 from ovd import (accept, free_bytes, group_advantages, peak_bytes, reset_peak, reverse_kl,
                  tied_groups, token_logprobs, trajectory_loss)
 from sample import (TINY, as_data, left_pad, load_model, load_student, pick_device, quiet,
                     sample_trajectories, save_adapter, without_lora)
 from score import score_trajectories, write_solutions
-from tasks import (DIFFICULTY, JSONL, UserError, fail_in_one_line, is_correct, problem_stream,
-                   read_problems)
+from tasks import (DIFFICULTY, JSONL, UserError, fail_in_one_line, is_correct, messages,
+                   problem_stream, read_problems)
 
 # The two default pairs. Names apart, they differ in nothing but these numbers.
 TINY_PAIR = dict(student=str(TINY / "student"), teacher=str(TINY / "teacher"), difficulty=1,
@@ -52,6 +53,23 @@ HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507"
                 lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128)
 
 PEAKS = {}  # phase: the most memory held in it, see mark()
+
+# What --plan knows without a network. Layers, width, MLP, queries, keys, vocabulary (rows of the
+# head), whether head and embeddings are one matrix, and how many tokens the tokenizer has.
+SHAPES = {
+    "Qwen/Qwen3-0.6B": (28, 1024, 3072, 2048, 1024, 151936, True, 151669),
+    "Qwen/Qwen3-1.7B": (28, 2048, 6144, 2048, 1024, 151936, True, 151669),
+    "Qwen/Qwen3-4B": (36, 2560, 9728, 4096, 1024, 151936, True, 151669),
+    "Qwen/Qwen3-4B-Instruct-2507": (36, 2560, 9728, 4096, 1024, 151936, True, 151669),
+    "Qwen/Qwen3-8B": (36, 4096, 12288, 4096, 1024, 151936, False, 151669),
+    "Qwen/Qwen2.5-0.5B-Instruct": (24, 896, 4864, 896, 128, 151936, True, 151665),
+    "Qwen/Qwen2.5-1.5B-Instruct": (28, 1536, 8960, 1536, 256, 151936, True, 151665),
+    "Qwen/Qwen2.5-3B-Instruct": (36, 2048, 11008, 2048, 256, 151936, True, 151665),
+    "Qwen/Qwen2.5-7B-Instruct": (28, 3584, 18944, 3584, 512, 152064, False, 151665),
+    "Qwen/QwQ-32B": (64, 5120, 27648, 5120, 1024, 152064, False, 151669),
+    "meta-llama/Llama-3.2-1B-Instruct": (16, 2048, 8192, 2048, 512, 128256, True, 128256),
+    "meta-llama/Llama-3.2-3B-Instruct": (28, 3072, 8192, 3072, 1024, 128256, True, 128256),
+}
 
 
 def knobs():
@@ -216,6 +234,166 @@ def compare_memory(args):
     print("\nhighest of all phases: " + ", ".join(f"{k} {v:.2f} GiB" for k, v in top.items()) + ".")
 
 
+def shape_of(name, flag):
+    """Namespace of a model's sizes, from SHAPES or from its config alone. UserError: neither."""
+    try:
+        if (adapter := Path(name) / "adapter_config.json").exists():
+            name = json.loads(adapter.read_text())["base_model_name_or_path"]
+        sizes = SHAPES.get(name)
+        if not sizes:
+            c = AutoConfig.from_pretrained(name).get_text_config()
+            width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+            sizes = (c.num_hidden_layers, c.hidden_size, c.intermediate_size,
+                     width * c.num_attention_heads, width * c.num_key_value_heads, c.vocab_size,
+                     c.tie_word_embeddings, len(AutoTokenizer.from_pretrained(name)))
+    except Exception as e:  # as many kinds as in load_model
+        raise UserError(f"{flag} {name}: no sizes to plan with ({' '.join(str(e).split())[:120]}); "
+                        "give a folder, a hub name, or one of " + ", ".join(SHAPES))
+    return argparse.Namespace(**dict(zip("L H I Q K V tied known".split(), sizes)))
+
+
+def settle(args, device):
+    """(args with every open knob filled in as load_pair would, student's sizes, teacher's)."""
+    args = argparse.Namespace(**vars(args))
+    pair = HUB_PAIR if device == "cuda" else TINY_PAIR
+    s = shape_of(args.student or pair["student"], "--student")
+    if args.student:
+        pair = TINY_PAIR if s.L * s.H * (2 * s.Q + 3 * s.I) < 50e6 > s.V * s.H else HUB_PAIR
+    for knob, value in pair.items():
+        if getattr(args, knob) is None:
+            setattr(args, knob, value)
+    args.student, args.teacher = args.student or pair["student"], args.teacher or pair["teacher"]
+    return args, s, shape_of(args.teacher, "--teacher")
+
+
+def predict(args, s, t, device):
+    """Bytes: ({part: held throughout}, {method: (sampling, teacher, activations, loss)} on top).
+
+    s, t: sizes of student and teacher. Counted from what torch keeps for one token in one layer,
+    every trajectory taken to run to --max-new-tokens.
+    """
+    d = 4 if device == "cpu" and args.bits == 4 else 2  # bytes of a number when computing
+    words = mean(len(messages(p.question)[0]["content"].split())
+                 for p in islice(problem_stream(0, args.difficulty), 9))
+    prompt, new, rows = 2 * words, args.max_new_tokens, args.micro_batch  # two tokens a word
+    linear = sum(m.L * m.H * (2 * m.Q + 2 * m.K + 3 * m.I) for m in (s, t))
+    lora = 8 * s.L * (7 * s.H + 2 * s.Q + 2 * s.K + 3 * s.I)  # r = 8 of in + out, seven matrices
+    four = args.bits == 4  # and their scales: 8 bits for 64 weights, 32 for 256 of those
+    held = {f"{args.bits}-bit weights": (0.516 if four else d) * linear,
+            "embeddings and heads": d * sum(m.V * m.H * (2 - m.tied) for m in (s, t)),
+            "adapters": 4 * lora, "gradients and AdamW": 12 * lora}
+
+    def passing(m, tokens, lora=0):  # the MLP's tensors, the residual's, and a layer unpacked
+        return tokens * d * ((3 + lora) * m.I + 2 * m.H) + four * d * m.H * m.I
+
+    def cache(m, b):
+        return 2 * b * (prompt + new) * m.L * m.K * d
+    sampling = cache(s, args.batch) + max(passing(s, args.batch * prompt, 1),
+                                          args.batch * s.V * (d + 12))
+    b = min(16, args.batch, args.samples * args.problems)
+    scoring = max(cache(t, min(args.batch, args.problems)), passing(t, b * (prompt + 2 * new + 60)))
+    M, n = rows * new, rows * (prompt + new)  # trained tokens, all tokens
+    # two norms (float32 in, d out), queries, keys, values, attention's output, four of the MLP's
+    kept = 2 * (4 + d) * s.H + d * (2 * s.Q + 2 * (s.K if rows == 1 else s.Q)) + 4 * d * s.I
+    activations = n * kept * (1 if args.checkpointing else s.L) + passing(s, n, 1)
+    activations += n * s.H * d * (s.L if args.checkpointing else 1)
+    c, states = min(args.chunk or M, M), 3 * M * s.H * d
+    theirs, teacher = M * t.H * d, passing(t, n)
+    V = min(s.V, t.V)
+    return held, {
+        "ovd": (sampling, scoring, activations, states + 12 * c * V),
+        "logits, sampled token": (sampling, teacher, activations, states + theirs + 12 * c * V),
+        "logits, chunked": (sampling, teacher, activations, states + theirs + 20 * c * V),
+        "logits, top 64": (sampling, teacher, activations, states + theirs + 12 * M * V + 768 * M),
+        "logits, dense": (sampling, teacher, activations, states + theirs + 20 * M * V)}
+
+
+def peak_of(predicted, method, own=0):
+    """The peak of one method: what is held throughout, and the largest of its phases."""
+    held, (sampling, teacher, activations, loss) = predicted[0], predicted[1][method]
+    update = activations + (loss if method == "ovd" else max(teacher, loss))  # ovd's has scored
+    return own + sum(held.values()) + max(sampling, teacher, update)
+
+
+def advice(args, s, t, device, own, method, size):
+    """"fits" in `size` bytes, or the knobs that make it, mildest first, or None."""
+    args, said = argparse.Namespace(**vars(args)), {}
+    peak = peak_of(predict(args, s, t, device), method, own)
+    for knob, value in [("batch", 16), ("batch", 8), ("micro_batch", 8), ("micro_batch", 4),
+                        ("micro_batch", 1), ("chunk", 64), ("batch", 4), ("checkpointing", True),
+                        ("batch", 1), ("max_new_tokens", 256), ("max_new_tokens", 128),
+                        ("max_new_tokens", 64)]:
+        was = getattr(args, knob)
+        if peak <= size:
+            break
+        if value is True or value < (was or math.inf):
+            setattr(args, knob, value)
+            lower = peak_of(predict(args, s, t, device), method, own)
+            if lower < peak:
+                peak, said[knob] = lower, "" if value is True else f" {value}"
+            else:
+                setattr(args, knob, was)
+    if peak <= size:
+        return " ".join(f"--{k.replace('_', '-')}{v}" for k, v in said.items()) or "fits"
+
+
+def own_bytes(device):
+    """What is there before any model: CUDA's context, or the interpreter and libraries."""
+    if device == "cuda":
+        return 6e8  # assumed, not measured; the allocator's figures leave it out
+    quiet()
+    student, tokenizer, _ = load_student(TINY_PAIR["student"], 4, "cpu")  # 1.5 MB: all but nothing
+    sample_trajectories(student, tokenizer, [next(problem_stream(0))], 1.0, 2)
+    return reset_peak("cpu")
+
+
+def show_plan(args):
+    """--plan: the predicted peak of each method by part, and what it fits."""
+    device, GB = args.plan, 1e9
+    args, s, t = settle(args, device)
+    own, predicted = own_bytes(device), predict(args, s, t, device)
+    first = "CUDA's context, assumed" if device == "cuda" else "interpreter, libraries"
+    print(f"predicted for {args.student} taught by {args.teacher} on {device}:\n--batch "
+          f"{args.batch} --micro-batch {args.micro_batch} --chunk {args.chunk} --max-new-tokens "
+          f"{args.max_new_tokens}\n")
+    for part, size in {first: own, **predicted[0]}.items():
+        print(f"  {part:24}{size / GB:8.3f} GB")
+    heads = "sampling: KV cache", "teacher reads", "update: layers", "its loss", "PEAK, GB"
+    print(f"\n{'':21}" + "".join(f"{h:>19}" for h in heads))
+    rows = []
+    for method, phases in predicted[1].items():
+        top = peak_of(predicted, method, own)
+        fits = {g: advice(args, s, t, device, own, method, g * GB) for g in (6, 8, 12, 16, 24)}
+        if method != "ovd" and s.known != t.known:
+            top, fits = None, "cannot be matched: the vocabularies differ"
+            print(f"{method:21}  {fits}")
+        else:
+            print(f"{method:21}" + "".join(f"{x / GB:19.3f}" for x in (*phases, top)))
+            for g, how in fits.items():
+                print(f"    {g:2} GB: {how or 'no knob here makes it fit'}")
+                if how == "fits":
+                    break
+        rows.append({"method": method, "held": {first: own, **predicted[0]}, "peak_bytes": top,
+                     **dict(zip(("sampling", "teacher", "activations", "loss"), phases)),
+                     "fits": fits})
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1))
+    print(f"\novd: predicted peak {rows[0]['peak_bytes'] / GB:.2f} GB; no weights were loaded.")
+
+
+def warn(args, device):
+    """Say in one line, before anything is loaded, that the run will hardly fit."""
+    try:
+        args, s, t = settle(args, device)
+        need = peak_of(predict(args, s, t, device), "ovd" if args.method != "logits" else
+                       "logits, chunked" if args.chunk else "logits, dense")
+    except UserError:
+        return  # loading will say what is wrong
+    if need > free_bytes(device):
+        print(f"warning: this needs about {need / 1e9:.1f} GB and {free_bytes(device) / 1e9:.1f} "
+              "GB are free; --plan says which knobs make it fit")
+
+
 # ------------------------------------------------------------------------------- a step
 def mixed_group(own, solutions, theta, tokenizer):
     """Verbal rejection sampling: where the teacher rejects, what it wrote itself, in our tokens.
@@ -276,7 +454,7 @@ def update(student, teacher, optimiser, batch, advantages, args, pad):
     loss_sum, gaps = 0.0, []
     optimiser.zero_grad()
     if args.checkpointing:  # in train mode only; sampling needs the cache it does without
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        student.activation_checkpointing_enable({"use_reentrant": False})
         student.train()
     for i in range(0, len(batch), args.micro_batch):
         part = batch[i:i + args.micro_batch]
@@ -348,7 +526,8 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
         if args.method in ("ovd", "judge"):
             solutions = write_solutions(teacher, teacher_tok, problems, worked,
                                         args.max_new_tokens, args.batch)
-            score_trajectories(teacher, teacher_tok, own, solutions, args.score)
+            score_trajectories(teacher, teacher_tok, own, solutions, args.score,
+                               min(16, args.batch))
             scores = [t.score for t in own if t.score is not None]
             mark("scoring")
         if args.method == "ovd":
@@ -377,8 +556,8 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
 def main():
     """Test, train, test again, and say what happened."""
     args = knobs()
-    if args.compare_memory:
-        return compare_memory(args)
+    if args.compare_memory or args.plan:
+        return show_plan(args) if args.plan else compare_memory(args)
     out = check(args)
     quiet()
     device = pick_device()
@@ -386,6 +565,7 @@ def main():
     rows = read_problems(args.data) if args.data else None
     if rows and len(rows) < 2:
         raise UserError(f"--data {args.data}: one problem is too few, one trains and one tests")
+    warn(args, device)
     student, tokenizer, base, teacher, teacher_tok = load_pair(args, device)
     if args.method == "logits" and tokenizer.get_vocab() != teacher_tok.get_vocab():
         raise UserError("--method logits: student and teacher have different vocabularies, so "
@@ -413,7 +593,8 @@ def main():
     seconds, peak = time.time() - BEGAN, max(PEAKS.values())
     result = {"method": args.method, "task": "math", "seed": args.seed, "one_shot": args.one_shot,
               "steps": args.steps, "before": before, "after": after, "seconds": seconds,
-              "peak_bytes": peak, "peak_by_phase": PEAKS, "tied_groups": tied, "device": device, "settings": vars(args),
+              "peak_bytes": peak, "peak_by_phase": PEAKS, "tied_groups": tied, "device": device,
+              "settings": vars(args),
               "versions": {p: version(p) for p in ("torch", "transformers", "bitsandbytes")}}
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     i = next((i for i, t in enumerate(old) if not t.reward), 0)

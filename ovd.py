@@ -258,7 +258,7 @@ def ladder(shape, chunk, dtype, device):
     """Yield a row for each rung, run in a process of its own; what dies in one does not fit."""
     way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(way)
-    context.set_forkserver_preload(["torch"])  # loaded once, not once a rung
+    context.set_forkserver_preload(["torch._dynamo"])  # what checkpoint loads: once, not per rung
     for rung, (_, exact) in RUNGS.items():
         peak = reserved = seconds = None
         try:

@@ -316,25 +316,21 @@ def peak_of(predicted, method, own=0):
 
 
 def advice(args, s, t, device, own, method, size):
-    """"fits" in `size` bytes, or the knobs that make it, mildest first, or None."""
-    args, said = argparse.Namespace(**vars(args)), {}
-    peak = peak_of(predict(args, s, t, device), method, own)
-    for knob, value in [("batch", 16), ("batch", 8), ("micro_batch", 8), ("micro_batch", 4),
-                        ("micro_batch", 1), ("chunk", 64), ("batch", 4), ("checkpointing", True),
-                        ("batch", 1), ("max_new_tokens", 256), ("max_new_tokens", 128),
-                        ("max_new_tokens", 64)]:
-        was = getattr(args, knob)
-        if peak <= size:
-            break
-        if value is True or value < (was or math.inf):
-            setattr(args, knob, value)
-            lower = peak_of(predict(args, s, t, device), method, own)
-            if lower < peak:
-                peak, said[knob] = lower, "" if value is True else f" {value}"
-            else:
-                setattr(args, knob, was)
-    if peak <= size:
-        return " ".join(f"--{k.replace('_', '-')}{v}" for k, v in said.items()) or "fits"
+    """"fits" in `size` bytes, or the knobs that make it, mildest first, or None if none do."""
+    steps = [("batch", 16), ("batch", 8), ("micro_batch", 8), ("micro_batch", 1), ("chunk", 64),
+             ("batch", 4), ("checkpointing", True), ("batch", 1), ("max_new_tokens", 256),
+             ("max_new_tokens", 128), ("max_new_tokens", 64)]
+    said, peak = {}, peak_of(predict(args, s, t, device), method, own)
+    while peak > size:
+        for knob, value in steps:
+            trial = argparse.Namespace(**{**vars(args), knob: value})
+            lower = peak_of(predict(trial, s, t, device), method, own)
+            if lower < peak:  # the mildest that helps, and then again from the mildest
+                args, peak, said[knob] = trial, lower, "" if value is True else f" {value}"
+                break
+        else:
+            return None
+    return " ".join(f"--{k.replace('_', '-')}{v}" for k, v in said.items()) or "fits"
 
 
 def own_bytes(device):

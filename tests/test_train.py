@@ -108,13 +108,21 @@ def test_the_literal_reading_ties_its_groups(tmp_path, script):
         out = tmp_path / baseline
         flags = ["--steps", 3, "--eval-problems", 10, "--baseline", baseline, "--out", out]
         script("train.py", *flags)
-    tied = [json.loads((tmp_path / b / "result.json").read_text())["tied_groups"] for b in ("mixed", "own")]
+    tied = [
+        json.loads((tmp_path / b / "result.json").read_text())["tied_groups"]
+        for b in ("mixed", "own")
+    ]
     assert tied[0] >= 10 and tied[1] <= 2  # of 3 x 4
 
 
 def settings(**changed):
     return Namespace(
-        **{**dict(method="ovd", micro_batch=32, chunk=0, temperature=1.0, kl=0.0, checkpointing=False), **changed}
+        **{
+            **dict(
+                method="ovd", micro_batch=32, chunk=0, temperature=1.0, kl=0.0, checkpointing=False
+            ),
+            **changed,
+        }
     )
 
 

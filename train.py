@@ -24,6 +24,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -129,6 +130,12 @@ def check(args):
     for knob, holds, rule in rules:
         if not holds:
             raise UserError(f"--{knob.replace('_', '-')} {getattr(args, knob)} {rule}")
+    try:
+        open(args.json or os.devnull, "a").close()
+    except OSError as e:
+        raise UserError(f"--json {args.json}: cannot be written ({type(e).__name__}); name a file")
+    if args.compare_memory or args.plan:
+        return None  # which leave no run behind
     out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
     if (out / "metrics.csv").exists():
         raise UserError(f"--out {out} holds another run; give a new folder")
@@ -552,9 +559,9 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
 def main():
     """Test, train, test again, and say what happened."""
     args = knobs()
+    out = check(args)
     if args.compare_memory or args.plan:
         return show_plan(args) if args.plan else compare_memory(args)
-    out = check(args)
     quiet()
     device = pick_device()
     torch.manual_seed(args.seed)

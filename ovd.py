@@ -236,8 +236,8 @@ def measure(rung, shape, chunk, dtype, device, free):
     """One rung, forward and backward, in this process -> (bytes at its peak, reserved, seconds).
 
     Bytes are those above the inputs: on a CPU what the process really held, on a GPU what was
-    allocated, and what the allocator reserved for it (None on a CPU). The gradient of the (M, H) states is among
-    them, it is what a loss is for; the model's own activations are not.
+    allocated, and what the allocator reserved for it (None on a CPU). The gradient of the (M, H)
+    states is among them, it is what a loss is for; the model's own activations are not.
     """
     if sys.platform == "linux":  # beyond `free` bytes is an error, and not a machine that swaps
         import resource

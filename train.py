@@ -453,7 +453,8 @@ def update(student, teacher, optimiser, batch, advantages, args, pad):
     vanishes on the way.
     """
     parameters = [p for p in student.parameters() if p.requires_grad]
-    tokens, head = sum(sum(t.sampled) for t in batch), student.get_output_embeddings().weight
+    tokens = max(1, sum(sum(t.sampled) for t in batch))  # empty solutions alone leave none
+    head = student.get_output_embeddings().weight  # (V, H)
     loss_sum, gaps = 0.0, []
     optimiser.zero_grad()
     if args.checkpointing:  # in train mode only; sampling needs the cache it does without

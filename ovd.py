@@ -20,9 +20,19 @@ Source: arXiv 2601.21968, sections 3.2-3.4 as quoted in public; the authors' cod
 How a replacement enters the update is not in those quotes, and it decides whether the method works
 at all: see group_advantages.
 
-    python ovd.py      # a group of eight trajectories, worked through by numbers
+    python ovd.py                                     # a group by numbers, then the memory ladder
+    python ovd.py --tokens 4096 --json ladder.json    # the ladder at a length of your own
 """
 import argparse
+import ctypes
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 import torch.nn.functional as F
@@ -83,8 +93,9 @@ def in_chunks(function, chunk, *tensors):
     """
     if not chunk:
         return function(*tensors)
-    parts = [[t[i:i + chunk] for t in tensors] for i in range(0, len(tensors[0]), chunk)]
-    return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
+    parts = zip(*(t.split(chunk) for t in tensors))
+    return torch.cat([checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False)
+                      for part in parts])  # (M,); nothing in a loss is random
 
 
 def token_logprobs(hidden, head, targets, temperature=1.0, chunk=None):
@@ -128,11 +139,147 @@ def reverse_kl(hidden, head, teacher_hidden, teacher_head, temperature=1.0, chun
     return in_chunks(kl, chunk, hidden, teacher_hidden)
 
 
+def top_k_kl(hidden, head, teacher_hidden, teacher_head, k=64, chunk=None):
+    """reverse_kl over the teacher's k likeliest tokens alone -> (M,) float32.
+
+    The teacher shrinks to k numbers and k ids a token, as when it is stored or sent. What it drops
+    is what a reverse KL is about, mass the student puts where the teacher puts none.
+    """
+    with torch.no_grad():
+        tops = [F.log_softmax((t @ teacher_head.T).float(), -1).topk(k)
+                for t in teacher_hidden.split(chunk or len(teacher_hidden))]
+        teacher, ids = (torch.cat(part) for part in zip(*tops))  # (M, k) each
+    student = F.log_softmax((hidden @ head.T).float(), -1).gather(1, ids)  # (M, k)
+    return (student.exp() * (student - teacher)).sum(-1)  # (M,)
+
+
+# ------------------------------------------------------------------------------- the memory ladder
+# Six ways to a scalar from h (M, H) and g (M, H_T), the last hidden states of student and teacher,
+# their frozen heads W (V, H) and U (V, H_T), the sampled tokens y (M,) and a chunk c. And: is it
+# the reverse KL itself? Measured, the peak is 20 M V bytes dense, 12 M V for the top 64, 20 c V in
+# chunks and 12 c V for the last two updates, and with chunks the gradient of h beside it.
+RUNGS = {
+    "dense reverse KL": (lambda h, W, g, U, y, c: reverse_kl(h, W, g, U).sum(), "yes"),
+    "teacher's top 64": (lambda h, W, g, U, y, c: top_k_kl(h, W, g, U, 64, c).sum(), "no"),
+    "chunked reverse KL": (lambda h, W, g, U, y, c: reverse_kl(h, W, g, U, chunk=c).sum(), "yes"),
+    "sampled-token KL": (lambda h, W, g, U, y, c: trajectory_loss(  # its mean gradient is the KL's
+        token_logprobs(h, W, y, chunk=c), 0, token_logprobs(g, U, y, chunk=c), 1), "on average"),
+    "OVD's update": (lambda h, W, g, U, y, c: trajectory_loss(
+        token_logprobs(h, W, y, chunk=c), torch.ones_like(y)), "not a KL"),
+    "OVD's scoring": (lambda h, W, g, U, y, c: expected_score(  # from the last position alone
+        (g[-1:] @ U.T)[:, :10].float().softmax(-1)).sum(), "not a KL"),
+}
+
+
+def status_bytes(field):
+    """VmRSS (held now), VmHWM (its peak) or VmData of this process, in bytes. Linux alone."""
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
+
+
+def peak_bytes(device):
+    """The most memory held: by the GPU's allocator, or without a GPU by this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        return status_bytes("VmHWM")  # ru_maxrss would count what this process was forked from
+    if sys.platform == "win32":
+        import psutil  # which accelerate brings along
+        return psutil.Process().memory_info().peak_wset
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
+
+
+def reset_peak(device):
+    """Forget the peak so far -> bytes held now. On a CPU only Linux can; elsewhere, the peak."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")
+        return status_bytes("VmRSS")
+    except OSError:
+        return peak_bytes(device)
+
+
+def free_bytes(device):
+    """What can still be had: of the GPU's memory, or of the machine's."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+    return psutil.virtual_memory().available
+
+
+def return_freed_memory():
+    """Have glibc give every block of 1 MiB or more back to the system once it is freed.
+
+    Otherwise its heap keeps them, small objects settle in the holes, the next block no longer fits
+    and a loop over chunks grows with every chunk: to 1.4 GiB at 4,096 tokens in place of 27 MiB.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+        libc.malloc_trim(0)
+
+
+def rung_inputs(tokens, vocab, hidden, teacher_hidden, dtype, device):
+    """What every rung finds in place: h, W, g, U, y as in RUNGS, the heads frozen."""
+    def random(rows, width):  # a thousand random rows over and over: quick to make
+        block = (torch.randn(min(rows, 1000), width, device=device) / width ** 0.5).to(dtype)
+        return block.repeat(-(-rows // len(block)), 1)[:rows]  # (rows, width)
+    return (random(tokens, hidden).requires_grad_(), random(vocab, hidden),
+            random(tokens, teacher_hidden), random(vocab, teacher_hidden),
+            torch.randint(vocab, (tokens,), device=device))  # (M, H) (V, H) (M, H_T) (V, H_T) (M,)
+
+
+def measure(rung, shape, chunk, dtype, device, free):
+    """One rung, forward and backward, in this process -> (bytes at its peak, reserved, seconds).
+
+    Bytes are those above the inputs: on a CPU what the process really held, on a GPU what was
+    allocated, and what the allocator reserved for it (None on a CPU). The gradient of the (M, H)
+    states is among them, it is what a loss is for; the model's own activations are not.
+    """
+    if sys.platform == "linux":  # beyond `free` bytes is an error, and not a machine that swaps
+        import resource
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (status_bytes("VmData") + free, hard))
+    small = min(shape[0], 64), min(shape[1], 1024), *shape[2:]
+    for size in (small, shape):  # the small one, unrecorded, loads what libraries load lazily
+        inputs = rung_inputs(*size, dtype, device)
+        return_freed_memory()
+        before, began = reset_peak(device), time.time()
+        value = RUNGS[rung][0](*inputs, chunk)  # a scalar
+        if value.requires_grad:  # scoring trains nothing
+            value.backward()
+        value.item()  # waits for a GPU
+        seconds, peak = time.time() - began, peak_bytes(device) - before
+    reserved = torch.cuda.max_memory_reserved() - before if device == "cuda" else None
+    return peak, reserved, seconds
+
+
+def ladder(shape, chunk, dtype, device):
+    """Yield a row for each rung, run in a process of its own; what dies in one does not fit."""
+    way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(way)
+    context.set_forkserver_preload(["torch._dynamo"])  # what checkpoint loads: once, not per rung
+    for rung, (_, exact) in RUNGS.items():
+        peak = reserved = seconds = None
+        try:
+            with ProcessPoolExecutor(1, context) as pool:
+                peak, reserved, seconds = pool.submit(measure, rung, shape, chunk, dtype, device,
+                                                      int(0.9 * free_bytes(device))).result()
+        except (MemoryError, RuntimeError) as e:  # CUDA's and a killed process's among them
+            if not isinstance(e, BrokenProcessPool) and "memory" not in str(e):
+                raise
+        yield {"rung": rung, "tokens": shape[0], "peak_bytes": peak, "seconds": seconds,
+               "exact": exact, "reserved_bytes": reserved}
+
+
 # ------------------------------------------------------------------------------- a look at it
-def main():
+def show_group():
     """One group, by numbers."""
-    argparse.ArgumentParser(description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     theta = 5
     outcome = torch.tensor([[1., 0, 0, 1, 0, 0, 0, 0]])  # (1, 8) R(y_j): two have the right answer
     opinion = torch.tensor([8.6, 0.7, 1.2, 7.9, 2.3, 0.4, 3.1, 4.2])  # of the teacher, roughly
@@ -151,6 +298,68 @@ def main():
     print(f"\n{int(kept.sum())} of 8 trajectories were kept. In the mixed group the rewards tie "
           f"and every advantage is {literal.abs().max():.2f}: no gradient. Against the student's "
           f"own mean of {outcome.mean():.2f} they are {own[0, 0]:+.2f}.")
+
+
+def show_ladder(rows, tokens):
+    """The rows as a table with bars, and in a sentence."""
+    most, ovd = max(r["peak_bytes"] or 0 for r in rows) or 1, rows[-2]["peak_bytes"]
+    print(f"{'':20}{'peak, MiB':>11}{'of OVD':>8}{'seconds':>9}  the reverse KL?")
+    for r in rows:
+        peak, reserved = r["peak_bytes"], r["reserved_bytes"]
+        told = f"{'does not fit':>28}  {r['exact']}" if peak is None else (
+            f"{peak / 2**20:11,.1f}{peak / (ovd or math.nan):8.2f}{r['seconds']:9.2f}  "
+            f"{r['exact']:10}  {'#' * round(40 * peak / most)}")
+        print(f"{r['rung']:20}{told}" + (f" {reserved / 2**20:,.0f} reserved" if reserved else ""))
+    dense, _, chunked = (f"{r['peak_bytes'] / ovd:.1f} times that" if r["peak_bytes"] and ovd else
+                         "more than there is" for r in rows[:3])
+    print(f"\nAt {tokens:,} tokens OVD's update takes {(ovd or math.nan) / 2**20:,.0f} MiB; logit "
+          f"matching takes {dense} dense, and {chunked} in chunks.")
+
+
+def knobs(device):
+    """Every knob, a line each. What makes no sense ends in one line and exit code 2."""
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    a, gpu = p.add_argument, device == "cuda"
+    a("--tokens", type=int, default=4096 if gpu else 256,
+      help="M, completion tokens in one pass [4096 on a GPU | 256 on a CPU]")
+    a("--vocab", type=int, default=151936, help="V [Qwen3's and small Qwen2.5's]")
+    a("--hidden", type=int, default=1024, help="H, the student's width [Qwen3-0.6B's]")
+    a("--teacher-hidden", type=int, default=2560, help="H_T, the teacher's [Qwen3-4B's]")
+    a("--chunk", type=int, default=128 if gpu else 32,
+      help="c, tokens at a time where a rung has chunks [128 | 32]")
+    a("--dtype", choices=["bfloat16", "float32"], default="bfloat16",
+      help="of states and heads, as on a GPU; logits are float32 in any case")
+    a("--json", help="write the rows to this file")
+    args = p.parse_args()
+    wrong = [f"--{k.replace('_', '-')} {v} must lie between {low} and {10**8}"
+             for k, v in vars(args).items() for low in [64 if k == "vocab" else 1]
+             if isinstance(v, int) and not low <= v <= 10**8]
+    try:
+        open(args.json or os.devnull, "a").close()
+    except OSError as e:
+        wrong.append(f"--json {args.json}: cannot be written ({type(e).__name__}); name a file")
+    if wrong:
+        print(f"error: {wrong[0]}", file=sys.stderr)
+        sys.exit(2)
+    return args
+
+
+def main():
+    """One group by numbers, then the memory of every rung at one shape."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    args = knobs(device)
+    show_group()
+    print(f"\nthe loss stage at M = {args.tokens:,} tokens, V = {args.vocab:,}, chunks of "
+          f"{args.chunk}, {args.dtype}, on {device}:\nmemory above the inputs, each rung in a "
+          "process of its own\n")
+    shape = args.tokens, args.vocab, args.hidden, args.teacher_hidden
+    rows = list(ladder(shape, args.chunk, getattr(torch, args.dtype), device))
+    if args.json:
+        extra = {"vocab": args.vocab, "chunk": args.chunk, "dtype": args.dtype, "device": device}
+        with open(args.json, "w") as f:
+            json.dump([{**row, **extra} for row in rows], f, indent=1)
+    show_ladder(rows, args.tokens)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def write_solutions(teacher, tokenizer, problems, known, max_new_tokens=64, batc
     return [known[p.question, head] for p, head in wanted]
 
 
-def score_trajectories(teacher, tokenizer, trajectories, solutions, how="expected"):
+def score_trajectories(teacher, tokenizer, trajectories, solutions, how="expected", batch=16):
     """Fill in the trajectories' probs and score. Returns how many tokens the teacher read for it.
 
     how: "expected", "digit" (the likeliest), or "reply" (the one digit in a text).
@@ -126,8 +126,8 @@ def score_trajectories(teacher, tokenizer, trajectories, solutions, how="expecte
     attempts = [(t.problem.question, t.text) for t in trajectories]
     prompts = {a: chat_ids(tokenizer, grading_messages(a[0], s.text, a[1]))
                for a, s in zip(attempts, solutions)}  # a student repeats itself; once is enough
-    probs = (score_replies if how == "reply" else score_probs)(teacher, tokenizer,
-                                                               list(prompts.values()))  # (b, 10)
+    read_all = score_replies if how == "reply" else score_probs
+    probs = read_all(teacher, tokenizer, list(prompts.values()), batch)  # (b, 10)
     scores = (expected_score if how == "expected" else most_likely_score)(probs)  # (b,)
     read = dict(zip(prompts, zip(probs.tolist(), scores.tolist())))
     for t, a in zip(trajectories, attempts):

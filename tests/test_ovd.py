@@ -1,6 +1,9 @@
 """The method on plain tensors, against hand-worked numbers, closed forms and torch's functions."""
 
+import json
 import math
+import runpy
+import sys
 
 import pytest
 import torch
@@ -191,3 +194,81 @@ def test_the_mean_of_many_updates_is_the_policy_gradient(method):
         -sampled / (groups * n), (1 - 1 / n) * exact, atol=4 / (groups * n) ** 0.5 / 2
     )
     assert exact.abs().max() > 0.05  # far above what the comparison tolerates
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 20])
+def test_top_k_over_the_whole_vocabulary_is_the_reverse_kl(chunk):
+    torch.manual_seed(0)
+    hidden, head = torch.randn(7, 4), torch.randn(64, 4)
+    teacher_hidden, teacher_head = torch.randn(7, 6), torch.randn(64, 6)
+    exact = reverse_kl(hidden, head, teacher_hidden, teacher_head)
+    every = ovd.top_k_kl(hidden, head, teacher_hidden, teacher_head, 64, chunk)
+    some = ovd.top_k_kl(hidden, head, teacher_hidden, teacher_head, 8, chunk)
+    assert torch.allclose(every, exact, atol=1e-5) and not torch.allclose(some, exact, atol=1e-2)
+
+
+def peaks(shape, chunk):
+    return {r["rung"]: r["peak_bytes"] for r in ovd.ladder(shape, chunk, torch.bfloat16, "cpu")}
+
+
+def test_the_ladder_stands_in_its_order():
+    """V = 32,768 and 8 chunks of 32: a float32 (c, V) tensor is 4 MiB, well above what is noise."""
+    cv = 32 * 32768
+    at = peaks((256, 32768, 32, 48), 32)
+    assert at["OVD's scoring"] < at["OVD's update"] <= at["chunked reverse KL"]
+    assert at["chunked reverse KL"] < at["teacher's top 64"] < at["dense reverse KL"]
+    assert 4 * cv < at["OVD's update"] < 16 * cv  # 12 c V and a few MiB
+    assert at["dense reverse KL"] > 8 * 16 * cv  # 20 N V
+
+
+def test_the_update_s_peak_does_not_grow_with_the_tokens(monkeypatch):
+    """Four times the tokens add their own hidden states, the gradient of them, and little else."""
+    monkeypatch.setattr(ovd, "RUNGS", {"OVD's update": ovd.RUNGS["OVD's update"]})
+    (few,), (many,) = (peaks((n, 32768, 32, 32), 32).values() for n in (128, 512))
+    states = (512 - 128) * 32 * 2
+    assert many - few < 4 * states + 2 * 2**20
+
+
+def test_a_rung_that_does_not_fit_is_a_row_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(ovd, "free_bytes", lambda device: 100 * 2**20)
+    at = peaks((256, 32768, 32, 48), 32)
+    assert at["dense reverse KL"] is None and at["teacher's top 64"] is None
+    assert at["OVD's update"] > 0 and at["chunked reverse KL"] > 0
+
+
+@pytest.fixture
+def script(monkeypatch):
+    def run_script(*args):
+        monkeypatch.setattr(sys, "argv", ["ovd.py", *map(str, args)])
+        runpy.run_path(ovd.__file__, run_name="__main__")
+
+    return run_script
+
+
+def test_rows_are_written_and_shown(script, tmp_path, capsys):
+    shape = ["--tokens", 70, "--vocab", 1000, "--hidden", 8, "--teacher-hidden", 8]
+    script(*shape, "--chunk", 32, "--json", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [r["rung"] for r in rows] == list(ovd.RUNGS)
+    assert all(r["tokens"] == 70 and r["peak_bytes"] >= 0 and r["seconds"] > 0 for r in rows)
+    assert [r["exact"] for r in rows[:4]] == ["yes", "no", "yes", "on average"]
+    shown = capsys.readouterr().out
+    assert all(rung in shown for rung in ovd.RUNGS)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--tokens", 0), ("--vocab", 9), ("--hidden", -1), ("--chunk", 0), ("--tokens", 10**12)],
+)
+def test_a_nonsense_shape_is_one_line(script, capsys, flags):
+    with pytest.raises(SystemExit) as e:
+        script(*flags)
+    out, err = capsys.readouterr()
+    assert e.value.code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith(f"error: {flags[0]} {flags[1]} ")
+
+
+def test_a_file_that_cannot_be_written_is_one_line_before_anything_is_measured(script, capsys):
+    with pytest.raises(SystemExit):
+        script("--json", "/no/such/folder/x.json")
+    assert "--json /no/such/folder/x.json" in capsys.readouterr().err

@@ -126,7 +126,12 @@ def test_the_literal_reading_ties_its_groups(tmp_path, script):
 
 def settings(**changed):
     return Namespace(
-        **{**dict(method="ovd", micro_batch=32, chunk=0, temperature=1.0, kl=0.0), **changed}
+        **{
+            **dict(
+                method="ovd", micro_batch=32, chunk=0, temperature=1.0, kl=0.0, checkpointing=False
+            ),
+            **changed,
+        }
     )
 
 
@@ -157,14 +162,16 @@ def gradient(student, teacher, **changed):
         dict(chunk=1),
         dict(chunk=37),
         dict(micro_batch=4, chunk=16),
+        dict(checkpointing=True),
     ],
 )
 def test_micro_batch_and_chunk_change_nothing(student, teacher, method, changed):
     """With LoRA on a 4-bit model, and padding: the trajectories have many lengths."""
     loss, grad = gradient(student, teacher, method=method)
     other_loss, other_grad = gradient(student, teacher, method=method, **changed)
-    assert other_loss == pytest.approx(loss, rel=1e-5)
-    assert (other_grad - grad).norm() <= 1e-4 * grad.norm()
+    wide = 10 if "micro_batch" in changed else 1  # another padding, so another order of sums
+    assert other_loss == pytest.approx(loss, rel=wide * 1e-6)
+    assert (other_grad - grad).norm() <= wide * 1e-5 * grad.norm()
 
 
 @pytest.mark.parametrize(
@@ -186,6 +193,9 @@ def test_micro_batch_and_chunk_change_nothing(student, teacher, method, changed)
         (["--compare", "--methods", "ovd, ovd --theta 12"], "--theta 12"),
         (["--compare", "--methods", ","], "--methods"),
         (["--compare", "--methods", "ovd --theta '5"], "--methods"),
+        (["--plan", "cuda", "--student", "./nowhere"], "--student ./nowhere"),
+        (["--plan", "cuda", "--chunk", "-1"], "--chunk"),
+        (["--plan", "cuda", "--json", "/no/such/folder/x.json"], "--json /no/such/folder/x.json"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, flags, says):
@@ -200,6 +210,62 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, fl
     assert e.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert says in line and line.startswith("error: ")
+
+
+def plan(tmp_path, script, *flags):
+    script("train.py", "--plan", *flags, "--json", tmp_path / "plan.json")
+    return {r["method"]: r for r in json.loads((tmp_path / "plan.json").read_text())}
+
+
+def test_the_plan_is_within_15_percent_of_the_measured_peak(tmp_path):
+    """Of the embedded pair on a CPU, both in processes of their own."""
+    done = run("--plan", "cpu", "--json", tmp_path / "plan.json")
+    assert done.returncode == 0, done.stderr
+    planned = json.loads((tmp_path / "plan.json").read_text())[0]["peak_bytes"]
+    done = run("--one-shot", "--steps", 2, "--out", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r/result.json").read_text())
+    assert result["peak_bytes"] == max(result["peak_by_phase"].values())
+    assert set(result["peak_by_phase"]) == {"loading", "testing", "sampling", "scoring", "update"}
+    assert planned == pytest.approx(result["peak_bytes"], rel=0.15)
+
+
+def test_a_plan_knows_weights_rungs_cards_and_vocabularies(tmp_path, script, capsys):
+    pair = ["--student", "Qwen/Qwen3-0.6B", "--teacher", "Qwen/Qwen3-4B-Instruct-2507"]
+    rows = plan(tmp_path, script, "cuda", *pair)
+    held = rows["ovd"]["held"]
+    # 0.440 and 3.633 billion linear weights; 151,936 x (1,024 + 2,560) embeddings, tied, 2 bytes
+    assert held["4-bit weights"] == pytest.approx(0.516 * (0.4404e9 + 3.6333e9), rel=1e-3)
+    assert held["embeddings and heads"] == 151936 * (1024 + 2560) * 2
+    assert rows["logits, dense"]["loss"] > 3 * rows["logits, chunked"]["loss"]
+    assert rows["ovd"]["loss"] < rows["logits, chunked"]["loss"]
+    assert rows["ovd"]["fits"]["24"] == "fits" and "--batch" in rows["ovd"]["fits"]["6"]
+    more = plan(tmp_path, script, "cuda", *pair, "--batch", 16)
+    assert more["ovd"]["fits"]["6"] == "fits"  # what was advised does it
+    assert plan(tmp_path, script, "cuda", *pair, "--bits", 16)["ovd"]["fits"]["8"] is None
+    rows = plan(tmp_path, script, "cuda", "--student", "Qwen/Qwen2.5-3B-Instruct", *pair[2:])
+    assert rows["ovd"]["peak_bytes"] and rows["logits, dense"]["peak_bytes"] is None
+    assert "cannot be matched" in capsys.readouterr().out
+
+
+def test_a_run_beyond_the_free_memory_is_warned_of_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    for free, lines in ((10**12, 0), (10**6, 1)):
+        monkeypatch.setattr(train, "free_bytes", lambda device, free=free: free)
+        train.warn(train.knobs(), "cpu")
+        assert capsys.readouterr().out.count("\n") == lines
+
+
+def test_whole_runs_are_compared_by_phase(tmp_path):
+    """A process each; one that cannot run is a row, and the others go on."""
+    small = ["--steps", 1, "--problems", 1, "--samples", 4, "--max-new-tokens", 8]
+    done = run("--compare-memory", *small, "--json", tmp_path / "c.json")
+    assert done.returncode == 0, done.stderr
+    rows = {r["method"]: r["peak_by_phase"] for r in json.loads((tmp_path / "c.json").read_text())}
+    assert set(rows) == {"ovd", "logits, chunked", "logits, dense"}
+    assert {"loading", "sampling", "scoring", "update"} <= set(rows["ovd"])
+    for logits in ("logits, chunked", "logits, dense"):
+        assert {"loading", "sampling", "teacher forward", "update"} <= set(rows[logits])
 
 
 def test_bad_input_from_the_command_line(tmp_path):

@@ -25,9 +25,11 @@ from itertools import islice
 from pathlib import Path
 from statistics import mean
 
+import bitsandbytes.functional as bnb
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.nn.utils import parametrize
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, LlamaConfig, LlamaForCausalLM
 
@@ -421,16 +423,34 @@ def make_teacher(args):
     save(model, tok, HERE / "teacher")
 
 
-def polish_teacher(args, steps, lr, seed, grading=24, manners=False, blurts=1):
-    """Go on from where the teacher stands, with more solving: a judge that is wrong misjudges."""
+class RoundedToNF4(torch.nn.Module):
+    """A weight as it will be once loaded in 4-bit; its gradient passes as if nothing were rounded."""
+
+    def forward(self, weight):
+        with torch.no_grad():
+            packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+            rounding = bnb.dequantize_4bit(packed, state) - weight
+        return weight + rounding
+
+
+def polish_teacher(args, steps, lr, seed, grading=24, manners=False, blurts=1, rounded=False):
+    """Go on from where the teacher stands, with more solving: a judge that is wrong misjudges.
+
+    rounded: train it as it is in 4-bit, for so small a model loses a point or two to the rounding.
+    """
     tok = make_tokenizer()
     torch.manual_seed(args.seed + seed)
     model = LlamaForCausalLM.from_pretrained(
         HERE / "teacher", dtype=torch.float32, attn_implementation="eager"
     )
+    layers = [m for m in model.model.modules() if rounded and isinstance(m, torch.nn.Linear)]
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", RoundedToNF4())
     rng = random.Random(args.seed + seed)
     batches = teacher_batches(tok, rng, 64 - grading, grading, manners, blurts)
-    train(model, tok, batches, steps, lr, "polish", snapshot=args.snapshots)
+    train(model, tok, batches, steps, lr, "polish", snapshot=None if rounded else args.snapshots)
+    for layer in layers:
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
     save(model, tok, HERE / "teacher")
 
 
@@ -510,6 +530,6 @@ if __name__ == "__main__":
     if args.only in (None, "blurts"):  # a bare wrong answer must not pass for a right one
         polish_teacher(args, 400, 4e-4, seed=5, grading=44, manners=True, blurts=4)
     if args.only in (None, "settle"):  # solving suffered a little from so much grading
-        polish_teacher(args, 600, 3e-4, seed=6, grading=32, manners=True, blurts=3)
+        polish_teacher(args, 600, 3e-4, seed=6, grading=32, manners=True, blurts=3, rounded=True)
     if args.only in (None, "report"):
         report()

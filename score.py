@@ -157,8 +157,8 @@ class Endpoint:
         print(f"its scores come from {'log-probabilities' if reply[2] else self.read.__name__[5:]}")
 
     def ask(self, request, *args):
-        """request(*args), up to four times where that may help; None, and `why`, if it fails."""
-        for pause in (1, 2, 4, None):
+        """request(*args), up to five times where that may help; None, and `why`, if it fails."""
+        for pause in (1, 2, 4, 8, None):
             try:
                 return request(*args)
             except Exception as e:  # several libraries' kinds, and whatever nonsense leads to

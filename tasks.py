@@ -42,6 +42,25 @@ INSTRUCTION = "Think step by step. End with Answer: and the number."
 ANSWER_MARK = re.compile(r"(?i)answer[\s*]*:|\\boxed\{")
 JSONL = '{"question": "...", "answer": "..."}'
 
+# How one answer is written in many ways. In this order: what is found, what it becomes, an example.
+NUMBER = r"-?\$?\d(?:,?\d)*(?:\.\d+)?(?:/\d+)?"
+WORDS = r"[,;.]?\s+\(?(?!(?:or|and)\b\W*\d)[A-Za-z]{2,}.*"  # after a number, "or 4" is no word
+REWRITE = (
+    (r"[\u2212\u2013]", "-"),                          # a typeset minus is a minus
+    (r"\\left|\\right|\\[!,;: ]|\\[()]", ""),          # \left(1,\,2\right) is (1,2)
+    (r"(\d)\s*\\[dt]?frac", r"\1 \\frac"),             # 1\frac12 is 1 1/2, and not 11/2
+    (r"\\[dt]?frac(\d)(\d)", r"\\frac{\1}{\2}"),       # \frac12 is \frac{1}{2}
+    (r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2"),      # \dfrac{1}{2} is 1/2
+    (r"\\[dt]frac", r"\\frac"),                        # \tfrac{x}{2} is \frac{x}{2}
+    (r"\\sqrt(\w)", r"\\sqrt{\1}"),                    # \sqrt3 is \sqrt{3}
+    (r"\\(?:text|mbox|mathrm)\{([^{}]*)\}", r" \1"),   # 5\text{ cm} is 5 cm
+    (r"\^\{?\\circ\}?|°", " degrees"),                 # 90^\circ is 90 degrees
+    (r"\\?[%$]", ""),                                  # 12.5\% is 12.5, \$7 is 7, $x$ is x
+    (r"(?<=\d),(?=\d{3}(?!\d))", ""),                  # 1,200 is 1200, and 1,2 is not 12
+    (r"^\s*[a-z]\s*=\s*", ""),                         # x = 7 is 7
+    (rf"^\s*({NUMBER}){WORDS}", r"\1"),                # 42 km/h is 42
+)
+
 
 class UserError(Exception):
     """Bad input. The message is one line that names the flag, file or line, and how to mend it."""
@@ -107,29 +126,42 @@ def problem_stream(seed, difficulty=1, held_out=False):
             yield problem
 
 
-def read_problems(path):
-    """Problems from JSONL with the fields `question` and `answer`; UserError names a bad line."""
+def read_problems(path, question="question", answer="answer", flag="--data"):
+    """Problems from JSONL, a file or hf://datasets/OWNER/NAME/FILE; UserError names a bad line.
+
+    question, answer: the names of the two fields. An answer may be a worked solution that ends in
+    "#### 7", as in GSM8K, or holds \\boxed{7}, as in MATH.
+    """
+    like = JSONL.replace("question", question).replace("answer", answer)
     try:
-        lines = open(path, encoding="utf-8-sig").read().split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"--data {path}: cannot be read as UTF-8 text ({type(e).__name__}); "
-                        f"give a file with {JSONL} a line")
+        file = path
+        if hub := re.fullmatch("hf://datasets/([^/]+/[^/]+)/(.+)", str(path)):
+            from huggingface_hub import hf_hub_download
+            file = hf_hub_download(*hub.groups(), repo_type="dataset")
+        lines = open(file, encoding="utf-8-sig").read().split("\n")
+    except Exception as e:  # the hub's kinds among them: no such data set, no network, ...
+        raise UserError(f"{flag} {path}: cannot be read as UTF-8 text ({type(e).__name__}); "
+                        f"give a file with {like} a line")
     problems = {}  # by question: one that stands twice cannot be both trained and tested on
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            problem = Problem(*(str(row[field]).strip() for field in ("question", "answer")))
+            text, work = (str(row[field]).strip() for field in (question, answer))
         except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"--data {path}, line {number}: {type(e).__name__} {e}; "
-                            f"every line must be like {JSONL}")
-        if row["answer"] is None or not is_correct(f"Answer: {problem.answer}", problem):
-            raise UserError(f"--data {path}, line {number}: no attempt could ever match the answer "
-                            f"{problem.answer[:60]!r}; give the bare answer alone")
+            raise UserError(f"{flag} {path}, line {number}: {type(e).__name__} {e}; every line "
+                            f"must be like {like}, or see --question-field and --answer-field")
+        end = work.rpartition("####")[2].strip()
+        problem = Problem(text, extract_answer(end) if "\\boxed{" in end else end)
+        if problem.answer != work:
+            problem.solution = work
+        if row[answer] is None or not is_correct(f"Answer: {problem.answer}", problem):
+            raise UserError(f"{flag} {path}, line {number}: no attempt could ever match the answer "
+                            f"{end[:60]!r}; give the bare answer alone")
         problems[problem.question] = problem
     if not problems:
-        raise UserError(f"--data {path}: no problem in it; write one {JSONL} a line")
+        raise UserError(f"{flag} {path}: no problem in it; write one {like} a line")
     return list(problems.values())
 
 
@@ -147,18 +179,30 @@ def extract_answer(text):
     marks = list(ANSWER_MARK.finditer(text))
     if not marks:
         return None
-    said = re.split(r"[\n}]", text[marks[-1].end():].strip())[0].strip(" *$\\()[]{}.")
-    number = re.match(r"-?\$?\d[\d,]*(?:[./]\d+)?", said)
-    return number.group() if number else said or None
+    said, open_braces = text[marks[-1].end():].strip(), 1
+    for i, c in enumerate(said):  # up to the end of the line, or the brace that closes \boxed{
+        open_braces += (c == "{") - (c == "}")
+        if c == "\n" or not open_braces:
+            said = said[:i]
+            break
+    said = re.sub(r"\\+[()\[\]]", "", said).lstrip(" *$`=").rstrip(" *$`.")
+    number = re.fullmatch(rf"({NUMBER})(?:\\?%|{WORDS})?", said)
+    return number[1] if number else said or None
 
 
 def normalise(answer):
-    """Numbers compare as numbers ("1,200" = "$1200.0", "0.5" = "1/2"), the rest in lower case."""
-    text = answer.strip().rstrip(".").replace(",", "").replace("$", "").lower()
+    """What of an answer is compared: a number as a number (0.5 = 1/2), the rest as plain text."""
+    text = answer.lower()
+    for found, becomes in REWRITE:
+        text = re.sub(found, becomes, text)
+    text = text.strip().rstrip(".")
+    sign, whole, rest = re.fullmatch(r"(?s)(-?)(?:(\d{1,50}) (?=\d+/))?(.*)", text).groups()
     try:
-        return Fraction(text) if re.fullmatch(r"[-\d./]{1,50}", text) else text
+        if re.fullmatch(r"[\d./]{1,50}", rest):  # longer, or 1e999, would take all the memory
+            return (Fraction(rest) + int(whole or 0)) * (-1 if sign else 1)
     except (ValueError, ZeroDivisionError):
-        return text
+        pass
+    return re.sub(r"\s", "", text)
 
 
 def is_correct(text, problem):

@@ -57,9 +57,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ovd import (accept, free_bytes, group_advantages, peak_bytes, reset_peak, reverse_kl,
                  tied_groups, token_logprobs, trajectory_loss)
-from sample import (TINY, Trajectory, as_data, chat_ids, left_pad, load_model, load_student,
-                    pick_device, quiet, sample_trajectories, save_adapter, without_lora)
-from score import (auc, good_beginnings, score_trajectories, scores_of, verdict, write_solutions)
+from sample import (TINY, Trajectory, as_data, chat_ids, left_pad, load_student, pick_device, quiet,
+                    sample_trajectories, save_adapter, without_lora)
+from score import (auc, good_beginnings, load_teacher, score_trajectories, scores_of, verdict,
+                   write_solutions)
 from tasks import (DIFFICULTY, JSONL, UserError, fail_in_one_line, is_correct, is_well_formed,
                    messages, pass_at_k, problem_stream, read_problems)
 
@@ -80,9 +81,16 @@ def knobs(argv=None):
     a("--method", choices=METHODS, default="ovd", help="see above")
     a("--one-shot", action="store_true", help="ONE random problem is every prompt of the run")
     a("--student", help="folder, hub name, or the adapter/ of an earlier run [by machine]")
-    a("--teacher", help="folder or hub name [by machine]")
+    a("--teacher", help="folder or hub name; http://HOST:PORT/v1 of a server; or self, the student "
+      "as it was before training [by machine]")
+    a("--teacher-model", help="name of the teacher on that server")
+    a("--teacher-sees-answer", action="store_true", help="it reads the right answer as it scores")
     a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4, both models; 16: as stored")
-    a("--data", help=f"your own problems, JSONL of {JSONL}; a fifth is held out")
+    a("--data", help=f"your own problems, JSONL of {JSONL}, a file here or "
+      "hf://datasets/OWNER/NAME/FILE.jsonl; a fifth is held out")
+    a("--eval-data", help="problems to test on in place of that fifth, JSONL alike")
+    a("--question-field", default="question", help="its name in --data and --eval-data")
+    a("--answer-field", default="answer", help="likewise")
     a("--difficulty", type=int, choices=DIFFICULTY, help="of problems written here [1 | 4]")
     a("--seed", type=int, default=0, help="of the problems, the sampling, the adapters' start")
     a("--steps", type=int, help="updates [40 one-shot, else 60]")
@@ -127,6 +135,7 @@ def knobs(argv=None):
 def check(args):
     """Refuse what makes no sense before anything is loaded."""
     group = args.samples * (args.problems if args.one_shot else 1)
+    apart = (args.teacher or "").startswith(("http://", "https://"))
     rules = [(k, getattr(args, k) is None or getattr(args, k) >= 1, "must be at least 1") for k in
              ("samples", "problems", "max_new_tokens", "batch", "micro_batch", "eval_problems",
               "seeds", "jobs")]
@@ -136,6 +145,10 @@ def check(args):
               ("temperature", args.temperature > 0, "must be above 0"),
               ("lr", args.lr is None or 0 < args.lr < 1, "must lie between 0 and 1"),
               ("kl", args.kl >= 0, "must be at least 0"),
+              ("teacher", not apart or args.replace != "suffix" or args.method != "ovd",
+               "is a server, which cannot go on from the middle of a text; use --replace whole"),
+              ("teacher", args.method != "logits" or not apart and args.teacher != "self",
+               "has no other logits to match here; use --method ovd, which needs text alone"),
               ("steps", args.steps is None or args.steps >= 0, "must be at least 0"),
               ("chunk", args.chunk is None or args.chunk >= 0, "must be at least 0")]
     for knob, holds, rule in rules:
@@ -173,8 +186,9 @@ def load_pair(args, device):
             pair = HUB_PAIR
         name, teacher, teacher_tok = args.teacher or pair["teacher"], None, None
         if args.method not in ("grpo", "format"):  # which need none
-            print(f"teacher {name}, {args.bits}-bit")
-            teacher, teacher_tok = load_model(name, args.bits, device, "--teacher")
+            print(f"teacher {args.teacher_model or f'{name}, {args.bits}-bit'}")
+            teacher, teacher_tok = load_teacher(name, args.teacher_model, args.bits,
+                                                (student, tokenizer), device)
     except UserError as e:
         if args.student or args.teacher or pair is TINY_PAIR:
             raise
@@ -188,20 +202,23 @@ def load_pair(args, device):
     return student, tokenizer, base, teacher, teacher_tok
 
 
-def load_problems(args, rows):
+def load_problems(args, rows, test):
     """(endless training problems, list of test problems). One-shot: the same one for ever.
 
-    rows: the problems of --data, a fifth of which is held out; without them they are written here.
+    rows: the problems of --data; without them they are written here. test: those of --eval-data;
+    without them a fifth of the rows is held out.
     """
     if rows:
         random.Random(0).shuffle(rows)  # whatever the seed, the same fifth is held out
-        cut = max(1, len(rows) // 5)
-        test, rng = rows[:cut][:args.eval_problems], random.Random(args.seed)
-        stream = iter(lambda: rng.choice(rows[cut:]), None)
+        test, rng = test or rows[:max(1, len(rows) // 5)], random.Random(args.seed)
+        asked = {p.question for p in test}
+        if not (rows := [p for p in rows if p.question not in asked]):
+            raise UserError(f"--data {args.data}: all its problems are in --eval-data too")
+        stream = iter(lambda: rng.choice(rows), None)
     else:
         stream = problem_stream(args.seed, args.difficulty)
-        test = islice(problem_stream(0, args.difficulty, held_out=True), args.eval_problems)
-    return repeat(next(stream)) if args.one_shot else stream, list(test)
+        test = test or problem_stream(0, args.difficulty, held_out=True)
+    return repeat(next(stream)) if args.one_shot else stream, list(islice(test, args.eval_problems))
 
 
 def evaluate(student, tokenizer, test, args, many=False):
@@ -225,11 +242,19 @@ def evaluate(student, tokenizer, test, args, many=False):
     return figures, sampled, greedy
 
 
+def as_read(solution, args):
+    """The teacher's solution as it reads it when it scores, with the right answer if it may."""
+    if not args.teacher_sees_answer or not solution:
+        return solution
+    return replace(solution, text=f"{solution.text}\nRight answer: {solution.problem.answer}")
+
+
 def first_look(teacher, teacher_tok, sampled, args):
     """One line on how good the teacher is, from attempts made before any training."""
     solutions = write_solutions(teacher, teacher_tok, [t.problem for t in sampled], {},
                                 args.max_new_tokens, args.batch)
-    score_trajectories(teacher, teacher_tok, sampled, solutions, args.score)
+    score_trajectories(teacher, teacher_tok, sampled, [as_read(s, args) for s in solutions],
+                       args.score)
     area = auc(*scores_of(sampled))
     print(f"the teacher on {len(sampled)} of these attempts: AUC {area:.2f}, {verdict(area)}")
 
@@ -451,6 +476,7 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
         # score: the teacher, who has worked the problem out, reads each and says a digit
         new, read, more = [None] * len(own), 0, 0
         if args.method in ("ovd", "judge"):
+            solutions = [as_read(s, args) for s in solutions]
             read = score_trajectories(teacher, teacher_tok, own, solutions, args.score,
                                       min(16, args.batch))
         elif args.method == "logits":  # or nothing is said, and it reads along in update
@@ -469,6 +495,10 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
                "teacher_read": read + more, "seconds": time.time() - began}
         log_step(out, row, own, new)
         rows.append(row)
+        if args.method in ("ovd", "judge") and row["scored"] < 0.5:
+            why = getattr(teacher, "why", "its replies hold no digit; use --score expected")
+            raise UserError(f"--teacher {args.teacher}: more than half of the trajectories got no "
+                            f"score in step {step}; {why}")
         bar.set_postfix({k: f"{row[k]:.2f}" for k in ("reward", "score", "replaced")})
         if figures["logprob_gap"] > 0.2:
             raise UserError(f"--student {args.student}: a token's log-probability when trained is "
@@ -519,8 +549,6 @@ def explain(rows, before, after, args):
         return
     reasons = {
         "most were cut off before an answer; raise --max-new-tokens": average("cut_off") > 0.5,
-        "most got no score; try --score expected":
-            args.method in ("ovd", "judge") and average("scored") < 0.5,
         "replacement made the rewards of a group equal; use --baseline own":
             args.baseline == "mixed" and tied > 0.8,
         "the groups tied, for hardly anything was right; try --method ovd, more --samples, or "
@@ -543,8 +571,10 @@ def run(args):
     quiet()
     PEAKS.clear()
     torch.manual_seed(args.seed)
-    data = read_problems(args.data) if args.data else None
-    if data and len(data) < 2:
+    fields = args.question_field, args.answer_field
+    data = read_problems(args.data, *fields) if args.data else None
+    held = read_problems(args.eval_data, *fields, "--eval-data") if args.eval_data else None
+    if data and len(data) < 2 and not held:
         raise UserError(f"--data {args.data}: one problem is too few, one trains and one tests")
     warn(args, device)
     student, tokenizer, base, teacher, teacher_tok = load_pair(args, device)
@@ -552,7 +582,7 @@ def run(args):
         raise UserError("--method logits: student and teacher have different vocabularies, so "
                         "there is nothing to match; use --method ovd, which needs text alone")
     mark("loading")
-    stream, test = load_problems(args, data)
+    stream, test = load_problems(args, data, held)
     print(f"{args.method}{', one-shot' if args.one_shot else ''}: {args.steps} updates of "
           f"{args.problems * args.samples} trajectories, tested on {len(test)} unseen problems; "
           f"results in {out}\n")
@@ -779,6 +809,8 @@ def settle(args, device):
         if getattr(args, knob) is None:
             setattr(args, knob, value)
     args.student, args.teacher = args.student or pair["student"], args.teacher or pair["teacher"]
+    if args.teacher == "self" or "://" in args.teacher:  # no weights, no vocabulary of its own
+        return args, s, argparse.Namespace(**{**vars(s), "L": 0, "tied": 2, "known": 0})
     return args, s, shape_of(args.teacher, "--teacher")
 
 

@@ -1,5 +1,6 @@
 """Problems, the answer check, and what bad data says."""
 
+import json
 import random
 from itertools import combinations, islice
 
@@ -105,6 +106,86 @@ def test_normalise(a, b, same):
     assert (normalise(a) == normalise(b)) is same
 
 
+@pytest.mark.parametrize(
+    "a, b, same",
+    [
+        # fractions and decimals
+        (r"\frac{1}{2}", "0.5", True),
+        (r"\dfrac12", "1/2", True),
+        (r"-\tfrac{3}{4}", "-0.75", True),
+        (r"1\frac{1}{2}", "1.5", True),
+        (r"1\frac{1}{2}", "11/2", False),
+        ("-1 1/2", "-3/2", True),
+        (".5", "0.50", True),
+        (r"\frac{x+1}{2}", r"\dfrac{x + 1}{2}", True),
+        (r"\frac{x+1}{2}", "x+1/2", False),
+        ("1/0", "1/0", True),
+        # commas
+        ("1,234,567", "1234567", True),
+        ("1,2", "12", False),
+        ("1, 2", "1,2", True),
+        ("1, -2", "1", False),
+        # percent and money: the sign is dropped, as in MATH's own check
+        (r"12.5\%", "12.5", True),
+        ("50%", "50", True),
+        (r"\$18.90", "18.9", True),
+        # units
+        ("42 km/h", "42", True),
+        (r"5.4 \text{ cents}", "5.4", True),
+        (r"90^\circ", "90", True),
+        ("90°", r"90^{\circ}", True),
+        ("3x", "3", False),
+        ("3 or 4", "3", False),
+        # what is no number
+        (r"\left(3, \frac{\pi}{2}\right)", r"(3,\frac{\pi}{2})", True),
+        ("(1, 2)", "[1, 2]", False),
+        (r"11\sqrt2", r"11\sqrt{2}", True),
+        (r"\text{Evelyn}", "evelyn", True),
+        ("x = 7", "7", True),
+        ("p - q", "p-q", True),
+        ("\u22125", "-5", True),
+    ],
+)
+def test_ways_to_write_one_answer(a, b, same):
+    assert (normalise(a) == normalise(b)) is same
+    assert is_correct(f"Answer: {a}", Problem("?", b)) is same
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (r"so it is $\boxed{\frac{1}{2}}$.", "0.5"),
+        (r"\boxed{\text{(A)}}", "(A)"),
+        (r"\boxed{\left(3, \frac{\pi}{2}\right)}, done", r"(3,\frac{\pi}{2})"),
+        ("Answer: 42, because 40 + 2 = 42.", "42"),
+        ("Answer: 42 (in all)", "42"),
+        ("Answer: 2x + 1", "2x+1"),
+        ("Answer: = 7", "7"),
+    ],
+)
+def test_answers_as_they_are_said(text, answer):
+    assert is_correct(text, Problem("?", answer))
+
+
+def test_data_like_gsm8k_s_and_math_s(tmp_path):
+    path = tmp_path / "data.jsonl"
+    rows = [
+        {"question": "Natalia?", "answer": "48/2 = <<48/2=24>>24 clips.\n#### 1,072"},
+        {"problem": "Which?", "solution": r"Here $x = 1$. So $\boxed{\frac{14}{3}}$ it is."},
+    ]
+    path.write_text(json.dumps(rows[0]))
+    [p] = read_problems(path)
+    assert (p.answer, p.solution) == ("1,072", rows[0]["answer"])
+    assert is_correct("Answer: 1072 clips", p) and not is_correct("Answer: 24", p)
+    path.write_text(json.dumps(rows[1]))
+    [p] = read_problems(path, "problem", "solution")
+    assert (p.question, p.answer) == ("Which?", r"\frac{14}{3}") and is_correct("Answer: 14/3", p)
+    with pytest.raises(
+        UserError, match="--eval-data .*line 1: KeyError 'question'.*question-field"
+    ):
+        read_problems(path, flag="--eval-data")
+
+
 def test_a_number_in_passing_is_no_answer():
     assert not is_correct("There are 3 of them.", Problem("?", "3"))
 
@@ -120,7 +201,7 @@ def test_a_number_in_passing_is_no_answer():
         ("7", "line 1"),
         ('{"question": "a", "answer": null}', "line 1: no attempt could"),
         ('{"question": "a", "answer": ""}', "line 1: no"),
-        ('{"question": "a", "answer": "5 x 2 = 10 #### 10"}', "line 1: no attempt could"),
+        ('{"question": "a", "answer": "7\\n8"}', "line 1: no attempt could"),
     ],
 )
 def test_bad_data_names_the_line(tmp_path, content, says):

@@ -31,6 +31,7 @@ from statistics import mean
 
 import torch
 from huggingface_hub import InferenceClient, get_session
+from tqdm import tqdm
 
 from ovd import accept, expected_score, most_likely_score
 from sample import (TINY, Trajectory, chat_ids, check_context, generate, left_pad, load_model,
@@ -142,7 +143,7 @@ class Endpoint:
         self.url, self.model = url.rstrip("/"), model
         self.key = os.environ.get("TEACHER_API_KEY") or "none"  # None would send your hub token
         self.client = InferenceClient(base_url=self.url, api_key=self.key, timeout=self.SECONDS)
-        hello = grading_messages("1 + 1", "Answer: 2", "Answer: 2")
+        hello = grading_messages("1 + 1", "Answer: 2", "Answer: 2")[0]["content"]
         tops = {"logprobs": True, "top_logprobs": 20}
         calm = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
         for self.extra in ({**tops, **calm}, tops, calm, {}):
@@ -151,9 +152,8 @@ class Endpoint:
                 break
         if not reply:
             raise UserError(f"--teacher {self.url}: {self.why}")
-        self.read = self.read_reply
-        if not reply[2] and self.ask(self.read_systemone, hello):
-            self.read = self.read_systemone
+        self.read = self.read_systemone if not reply[2] and self.ask(self.read_systemone, hello) \
+            else self.read_reply
         print(f"its scores come from {'log-probabilities' if reply[2] else self.read.__name__[5:]}")
 
     def ask(self, request, *args):
@@ -164,32 +164,33 @@ class Endpoint:
             except Exception as e:  # several libraries' kinds, and whatever nonsense leads to
                 status = getattr(getattr(e, "response", None), "status_code", 0)
                 after = e.response.headers.get("retry-after", "") if status else ""
-                words = " ".join(str(e).replace(self.key, "***").split())[:160] or "no answer"
-                self.why = f"{status or type(e).__name__}: {words}"
-            if status in (401, 403):
-                self.why = f"{status}, it wants a key; set TEACHER_API_KEY in the environment"
+                words = (getattr(e, "server_message", None) or str(e)).replace(self.key, "***")
+                if status in (401, 403):
+                    words = "it wants a key; set TEACHER_API_KEY in the environment"
+                self.why = f"{status or type(e).__name__}: {' '.join(words.split())[:160]}"
             if pause is None or 400 <= status < 500 and status not in (408, 429):
                 return None
             time.sleep(max(pause, min(60, int(after))) if after.isdecimal() else pause)
 
-    def ask_all(self, request, items):
-        """self.ask(request, item) for each of a list, in its order."""
+    def ask_all(self, request, conversations):
+        """self.ask(request, text) for each, in order; no control token of a template in a text."""
+        texts = [CONTROL_TOKEN.sub(r"\g<0> ", c[0]["content"]) for c in conversations]
         with ThreadPoolExecutor(self.AT_ONCE) as pool:
-            return list(pool.map(lambda item: self.ask(request, item), items))
+            return list(tqdm(pool.map(lambda text: self.ask(request, text), texts), "asking",
+                             len(texts), leave=False, disable=len(texts) < 65 or None))
 
-    def chat(self, conversation, max_tokens=8):
+    def chat(self, text, max_tokens=8):
         """The likeliest reply: (text, whether it stopped, its tokens, how many read, written)."""
-        safe = CONTROL_TOKEN.sub(r"\g<0> ", conversation[0]["content"])
-        reply = self.client.chat_completion([{"role": "user", "content": safe}], model=self.model,
+        reply = self.client.chat_completion([{"role": "user", "content": text}], model=self.model,
                                             max_tokens=max_tokens, temperature=0.0, **self.extra)
         choice, used = reply.choices[0], reply.usage or {}
-        return (str(choice.message.content or "").strip(), choice.finish_reason == "stop",
-                choice.logprobs and choice.logprobs.content, used.get("prompt_tokens") or 0,
-                used.get("completion_tokens") or 0)
+        return (str(choice.message.content or "").strip(), choice.finish_reason != "length",
+                choice.logprobs and choice.logprobs.content,
+                *(int(used.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")))
 
-    def read_reply(self, conversation):
+    def read_reply(self, text):
         """(ten probabilities, or None where no digit was said; tokens read)."""
-        text, _, tokens, read, _ = self.chat(conversation)
+        text, _, tokens, read, _ = self.chat(text)
         digit, ten = parse_reply(text), [0.0] * 10
         if digit is None:
             self.why = f"no digit in the reply {text[:60]!r}"
@@ -201,15 +202,15 @@ class Endpoint:
         ten[digit] = ten[digit] or 1.0
         return [p / sum(ten) for p in ten], read
 
-    def read_systemone(self, conversation):
+    def read_systemone(self, text):
         """The same without a reply: the server reads the probabilities off itself."""
         levels = {"type": "score", "criteria": [f"{k} of 9" for k in range(10)]}
         said = get_session().post(
             f"{self.url}/systemone", headers={"authorization": f"Bearer {self.key}"},
-            json={"model": self.model, "state": conversation[0]["content"],
-                  "questions": {"score": levels}}, timeout=self.SECONDS).raise_for_status().json()
+            json={"model": self.model, "state": text, "questions": {"score": levels}},
+            timeout=self.SECONDS).raise_for_status().json()
         ten = said["answers"]["score"]["probabilities"]
-        return [float(ten[str(k)]) for k in range(10)], said["usage"]["input_tokens"]
+        return [float(ten[str(k)]) for k in range(10)], int(said["usage"]["input_tokens"])
 
     def score(self, conversations):
         """Probabilities (B, 10), NaN where there are none, and how many tokens were read."""
@@ -218,7 +219,8 @@ class Endpoint:
 
     def write(self, problems, max_new_tokens):
         """Its own solutions, as sample_trajectories gives them; but ids are not known, all None."""
-        said = self.ask_all(lambda p: self.chat(messages(p.question), max_new_tokens), problems)
+        said = self.ask_all(lambda text: self.chat(text, max_new_tokens),
+                            [messages(p.question) for p in problems])
         if said.count(None) > len(said) / 2:
             raise UserError(f"--teacher {self.url}: most solutions could not be had; {self.why}")
         said = zip(problems, (s or ("", False, None, 0, 0) for s in said))

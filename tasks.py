@@ -236,10 +236,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help=f"your own problems, JSONL of {JSONL}")
+    parser.add_argument("--question-field", default="question", help="its name in --data")
+    parser.add_argument("--answer-field", default="answer", help="likewise")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.data:
-        problems = read_problems(args.data)
+        problems = read_problems(args.data, args.question_field, args.answer_field)
         shown = [(f"{args.data}, problem {i + 1}", p) for i, p in enumerate(problems[:5])]
     else:
         problems = [next(problem_stream(args.seed, d)) for d in DIFFICULTY]

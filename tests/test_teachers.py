@@ -428,7 +428,7 @@ def test_one_lost_solution_loses_no_run(serve, slept):
 @pytest.mark.parametrize(
     "answer, line",
     [
-        (plain(401), "401, it wants a key; set TEACHER_API_KEY in the environment"),
+        (plain(401), "401: it wants a key; set TEACHER_API_KEY in the environment"),
         (plain(404, "no model m here"), "404.*no model m here"),
         (plain(500), "500"),
         (plain(200, "<html>"), "JSONDecodeError"),
@@ -653,6 +653,21 @@ def test_and_cannot_be_matched_token_by_token(tmp_path, script, stranger, capsys
         script("train.py", "--method", "logits", "--teacher", stranger, "--out", tmp_path / "r")
     error = capsys.readouterr().err
     assert "different vocabularies" in error and "use --method ovd" in error
+
+
+def test_replies_without_a_digit_end_the_run_in_one_line(tmp_path, script, stranger, capsys):
+    flags = ["--teacher", stranger, "--score", "reply", "--max-new-tokens", 24]
+    with pytest.raises(SystemExit):
+        script("train.py", *QUICK, *flags, "--out", tmp_path / "r")
+    assert "no digit; use --score expected" in capsys.readouterr().err
+    assert len(samples_of(tmp_path / "r")) == 32
+
+
+@pytest.mark.parametrize("teacher", ["self", "http://h/v1"])
+def test_a_teacher_without_weights_of_its_own_is_planned_for(script, capsys, teacher):
+    script("train.py", "--plan", "cpu", "--teacher", teacher)
+    out = capsys.readouterr().out
+    assert "ovd: predicted peak" in out and out.count("cannot be matched") == 4
 
 
 # ------------------------------------------------------------------------------- a second opinion

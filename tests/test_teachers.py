@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import score
-from sample import TINY, Trajectory, load_model, lora_layers, sample_trajectories
+from sample import TINY, Trajectory, lora_layers, sample_trajectories
 from score import (
     Endpoint,
     as_reward,
@@ -519,14 +520,14 @@ def test_a_run_with_some_scores_missing_goes_on(tmp_path, script, teacher, serve
 
     def answer(path, body):
         content = body["messages"][0]["content"]
-        if "<attempt>" in content and len(content) % 4 == 0:
+        if "<attempt>" in content and zlib.crc32(content.encode()) % 5 == 0:
             return 400, {}, b"not this one"
         return good(path, body)
 
     flags = ["--teacher", serve(answer).url, "--teacher-model", "m", "--out", tmp_path / "r"]
     script("train.py", *QUICK, *flags)
     rows, kept = rows_of(tmp_path / "r"), samples_of(tmp_path / "r")
-    assert len(rows) == 2 and all(0.5 < float(r["scored"]) < 1 for r in rows)
+    assert len(rows) == 2 and all(0.5 <= float(r["scored"]) for r in rows)
     missing = [s for s in kept if s["score"] is None]
     assert missing and all(s["advantage"] is None and not s["replaced_by"] for s in missing)
 
@@ -601,7 +602,7 @@ LAYOUTS = {  # the ten tokens "7" is among, in each form that adds up, and what 
 
 def random_model(tokenizer):
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes)
     config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
     return Qwen2ForCausalLM(config).eval()
@@ -641,11 +642,14 @@ def stranger(tmp_path_factory):
     return folder
 
 
-def test_a_pair_without_a_token_in_common_trains(tmp_path, script, stranger):
-    out = tmp_path / "r"
-    script("train.py", *QUICK, "--teacher", stranger, "--max-new-tokens", 24, "--out", out)
-    assert all(float(r["grad_norm"]) > 0 and float(r["scored"]) == 1 for r in rows_of(out))
-    assert all(len(s["probs"]) == 10 and 0 <= s["score"] <= 9 for s in samples_of(out))
+@pytest.mark.parametrize("method", ["ovd", "judge"])
+def test_a_pair_without_a_token_in_common_trains(tmp_path, script, stranger, method):
+    flags = ["--method", method, "--teacher", stranger, "--max-new-tokens", 24]
+    script("train.py", *QUICK, *flags, "--out", tmp_path / "r")
+    rows, kept = rows_of(tmp_path / "r"), samples_of(tmp_path / "r")
+    assert any(float(r["grad_norm"]) > 0 for r in rows)  # a random teacher's, so ovd may tie once
+    assert all(float(r["scored"]) == 1 for r in rows)
+    assert all(len(s["probs"]) == 10 and 0 <= s["score"] <= 9 for s in kept)
 
 
 def test_and_cannot_be_matched_token_by_token(tmp_path, script, stranger, capsys):
@@ -710,20 +714,18 @@ def test_a_run_can_be_scored_again(tmp_path, script, capsys):
 
 # ------------------------------------------------------------------------------- self
 def test_the_student_teaches_itself_as_it_was(fresh_student, attempts):
-    """With adapters of any size it scores and solves like its base alone."""
-    base, own, again = (
-        load_model(TINY / "student", 4, "cpu"),
-        *(copies(attempts[0][:8]) for _ in "ab"),
-    )
+    """Adapters of any size change neither what it writes as a teacher nor how it scores."""
+    problems = [t.problem for t in attempts[0][:8]]
+    solutions = write_solutions(*fresh_student, problems, {})
+    score_trajectories(*fresh_student, before := copies(attempts[0][:8]), solutions)
     for layer in lora_layers(fresh_student[0]).values():
         torch.nn.init.normal_(layer.lora_B)
-    problems = [t.problem for t in own]
-    solutions = write_solutions(*base, problems, {})
-    mine = write_solutions(*fresh_student, problems, {})
-    assert [s.text for s in mine] == [s.text for s in solutions]
-    for pair, ts in ((base, own), (fresh_student, again)):
-        score_trajectories(*pair, ts, solutions)
-    assert [t.score for t in again] == pytest.approx([t.score for t in own], abs=1e-4)
+    again = write_solutions(*fresh_student, problems, {})
+    score_trajectories(*fresh_student, after := copies(attempts[0][:8]), solutions)
+    assert [s.text for s in again] == [s.text for s in solutions]
+    assert [t.score for t in after] == [t.score for t in before]
+    sampled = sample_trajectories(*fresh_student, problems, 0.0)  # as a student they do
+    assert [t.text for t in sampled] != [s.text for s in solutions]
     assert all(layer.enabled for layer in lora_layers(fresh_student[0]).values())
 
 

@@ -147,17 +147,21 @@ class Endpoint:
         tops = {"logprobs": True, "top_logprobs": 20}
         calm = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
         for self.extra in ({**tops, **calm}, tops, calm, {}):
-            reply = self.ask(self.chat, hello)
-            if reply or self.why[:3] not in ("400", "422"):  # refused for a field it does not know
-                break
+            if (reply := self.ask(self.chat, hello)) or self.why[:3] not in ("400", "422"):
+                break  # else refused, and maybe for a field that this server does not know
         if not reply:
             raise UserError(f"--teacher {self.url}: {self.why}")
-        self.read = self.read_systemone if not reply[2] and self.ask(self.read_systemone, hello) \
-            else self.read_reply
-        print(f"its scores come from {'log-probabilities' if reply[2] else self.read.__name__[5:]}")
+        systemone = not reply[2] and self.ask(self.read_systemone, hello)
+        self.read = self.read_systemone if systemone else self.read_reply
+        print("its scores come from " + ("log-probabilities" if reply[2] else "/v1/systemone" if
+                                         systemone else "the digit in each reply"))
 
     def ask(self, request, *args):
-        """request(*args), up to five times where that may help; None, and `why`, if it fails."""
+        """request(*args), up to five times where that may help; None, and `why`, if it fails.
+
+        What is tried again: whatever broke off, nonsense, a busy or failing server, and a time-out
+        once. Pauses grow, and are as long as the server asks for, up to a minute.
+        """
         for pause in (1, 2, 4, 8, None):
             try:
                 return request(*args)
@@ -168,7 +172,8 @@ class Endpoint:
                 if status in (401, 403):
                     words = "it wants a key; set TEACHER_API_KEY in the environment"
                 self.why = f"{status or type(e).__name__}: {' '.join(words.split())[:160]}"
-            if pause is None or 400 <= status < 500 and status not in (408, 429):
+                late = isinstance(e, TimeoutError) and pause != 1
+            if pause is None or late or 400 <= status < 500 and status not in (408, 429):
                 return None
             time.sleep(max(pause, min(60, int(after))) if after.isdecimal() else pause)
 
@@ -359,20 +364,16 @@ def ranks(x):
 
 def read_samples(path):
     """The trajectories of a run's samples.jsonl with their scores. UserError names a bad line."""
-    trajectories = []
+    trajectories, number = [], 0
     try:
         for number, line in enumerate(open(path, encoding="utf-8"), 1):
-            row = json.loads(line)
-            trajectories.append(Trajectory(
-                Problem(row["question"], row["answer"]), [], [], [], [], True, row["text"],
-                row["reward"], row["probs"], row["score"]))
-        return trajectories
-    except OSError as e:
-        raise UserError(f"--rescore {path}: cannot be read ({type(e).__name__}); give a run's "
-                        "samples.jsonl")
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"--rescore {path}, line {number}: {type(e).__name__} {e}; give a run's "
-                        "samples.jsonl")
+            t = json.loads(line)
+            trajectories.append(Trajectory(Problem(t["question"], t["answer"]), [], [], [], [],
+                                           True, t["text"], t["reward"], t["probs"], t["score"]))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"--rescore {path}, line {number}: {type(e).__name__} {e}; give the "
+                        "samples.jsonl of a run")
+    return trajectories
 
 
 def compare_teachers(before, after):

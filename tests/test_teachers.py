@@ -331,8 +331,14 @@ def plain(status, text="", **headers):
 
 ALWAYS = 10**6
 FAULTS = {  # name: (what the server does, the score in the end, what `why` says, pauses)
-    "hangs": (after(ALWAYS, hang), None, "InferenceTimeoutError", [1, 2, 4, 8]),
+    "hangs": (after(ALWAYS, hang), None, "InferenceTimeoutError", [1]),
     "hangs once": (after(1, hang), 7, "", [1]),
+    "500s, then hangs": (
+        lambda *_, left=iter([plain(500)] * 4 + [hang]): next(left)(*_),
+        None,
+        "InferenceTimeoutError",
+        [1, 2, 4, 8],
+    ),
     "500": (after(ALWAYS, plain(500)), None, "500", [1, 2, 4, 8]),
     "500 four times": (after(4, plain(500)), 7, "", [1, 2, 4, 8]),
     "502 in HTML": (after(1, plain(502, "<h1>Bad Gateway</h1>")), 7, "", [1]),
@@ -707,7 +713,7 @@ def test_a_run_can_be_scored_again(tmp_path, script, capsys):
         script("score.py", *flags)
         assert says in capsys.readouterr().out
     (tmp_path / "bad.jsonl").write_text(json.dumps(kept[0]) + "\n{}\n")
-    for name, says in (("bad.jsonl", "line 2"), ("none.jsonl", "cannot be read")):
+    for name, says in (("bad.jsonl", "line 2"), ("none.jsonl", "FileNotFoundError")):
         with pytest.raises(UserError, match=says):
             read_samples(tmp_path / name)
 

@@ -686,7 +686,7 @@ def test_ranks_by_hand():
 
 
 def test_two_teachers_compared_by_hand(capsys):
-    """Scores 1 2 3 9 and 2 1 4 8: ranks 1 2 3 4 and 2 1 3 4, Spearman 1 - 6 * 2 / (4 * 15) = 0.8."""
+    """Ranks 1 2 3 4 and 2 1 3 4: Spearman 1 - 6 * 2 / (4 * 15) = 0.8."""
 
     def scored(scores):
         return [

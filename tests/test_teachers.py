@@ -254,9 +254,10 @@ def samples_of(folder):
 
 def test_training_through_a_server_is_training_in_this_process(tmp_path, script, teacher, serve):
     server = serve(served(*teacher))
-    script("train.py", *QUICK, "--out", tmp_path / "here")
-    flags = ["--teacher", server.url, "--teacher-model", "tiny"]
-    script("train.py", *QUICK, *flags, "--out", tmp_path / "there")
+    flags = [*QUICK, "--problems", "2"]
+    script("train.py", *flags, "--out", tmp_path / "here")
+    flags += ["--teacher", server.url, "--teacher-model", "tiny"]
+    script("train.py", *flags, "--out", tmp_path / "there")
     here, there = samples_of(tmp_path / "here"), samples_of(tmp_path / "there")
     for h, t in zip(here, there):
         assert t["text"] == h["text"] and t["score"] == pytest.approx(h["score"], abs=1e-3)

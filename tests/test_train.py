@@ -412,7 +412,6 @@ def figures(**changed):
     "method, changed, says",
     [
         ("ovd", {"cut_off": 0.9}, "--max-new-tokens"),
-        ("judge", {"scored": 0.1}, "no score"),
         ("grpo", {"tied_groups": 1, "reward": 0.0}, "hardly anything was right"),
         ("grpo", {"tied_groups": 1, "reward": 1.0}, "nearly all was right"),
         ("judge", {"score": (3.0, 6.0), "reward": (0.4, 0.1)}, "please the teacher"),

@@ -69,6 +69,7 @@ TINY_PAIR = dict(student=str(TINY / "student"), teacher=str(TINY / "teacher"), d
                  lr=3e-4, max_new_tokens=64, batch=256, micro_batch=32, chunk=1024)
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
                 lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128)
+STARTS = {}  # of a comparison's students: what each was before, see evaluate_start()
 PEAKS = {}  # phase: the most memory held in it, see mark()
 METHODS = ("ovd", "judge", "grpo", "format", "logits", "sft")
 
@@ -93,7 +94,7 @@ def knobs(argv=None):
     a("--answer-field", default="answer", help="likewise")
     a("--difficulty", type=int, choices=DIFFICULTY, help="of problems written here [1 | 4]")
     a("--seed", type=int, default=0, help="of the problems, the sampling, the adapters' start")
-    a("--steps", type=int, help="updates [40 one-shot, else 60]")
+    a("--steps", type=int, default=32, help="updates")
     a("--problems", type=int, default=4, help="problems a step; one-shot: copies of the one")
     a("--samples", type=int, default=8, help="N, trajectories sampled for each problem")
     a("--theta", type=float, default=5.0, help="a trajectory is accepted where S(y) >= theta")
@@ -109,7 +110,7 @@ def knobs(argv=None):
            "before replacement; that of the mixed group (the literal reading; it fails, try it); "
            "that of both together, the rejected ones staying as negatives")
     a("--temperature", type=float, default=1.0, help="of sampling and of the log-probabilities")
-    a("--max-new-tokens", type=int, help="a trajectory is cut off here [64 | 512]")
+    a("--max-new-tokens", "--tokens", type=int, help="a trajectory is cut off here [64 | 512]")
     a("--lr", type=float, help="learning rate of AdamW on the adapters [3e-4 | 5e-5]")
     a("--kl", type=float, default=0.0, help="strength of the pull to the student's start")
     a("--batch", type=int, help="trajectories sampled side by side [256 | 32]")
@@ -149,7 +150,7 @@ def check(args):
                "is a server, which cannot go on from the middle of a text; use --replace whole"),
               ("teacher", args.method != "logits" or not apart and args.teacher != "self",
                "has no other logits to match here; use --method ovd, which needs text alone"),
-              ("steps", args.steps is None or args.steps >= 0, "must be at least 0"),
+              ("steps", args.steps >= 0, "must be at least 0"),
               ("chunk", args.chunk is None or args.chunk >= 0, "must be at least 0")]
     for knob, holds, rule in rules:
         if not holds:
@@ -196,7 +197,7 @@ def load_pair(args, device):
         args.student, args.teacher = TINY_PAIR["student"], TINY_PAIR["teacher"]
         return load_pair(args, device)
     args.student, args.teacher = args.student or pair["student"], name
-    for knob, value in {**pair, "steps": 40 if args.one_shot else 60}.items():
+    for knob, value in pair.items():
         if getattr(args, knob) is None:
             setattr(args, knob, value)
     return student, tokenizer, base, teacher, teacher_tok
@@ -225,7 +226,7 @@ def evaluate(student, tokenizer, test, args, many=False):
     """How good it is on `test`: (figures, the trajectories sampled once at T = 1, the greedy ones).
 
     Shares right when sampled and when greedy; entropy, in nats a token, as the mean of -log pi
-    over what was sampled; with `many` also pass@8, from 16 samples of each of 100 problems.
+    over what was sampled; with `many` also pass@8, from 16 samples of each of 40 problems.
     """
     torch.manual_seed(args.seed)
     run = lambda ps, t: sample_trajectories(student, tokenizer, ps, t,  # noqa: E731
@@ -236,10 +237,20 @@ def evaluate(student, tokenizer, test, args, many=False):
                "greedy": mean(t.reward for t in greedy), "n": len(test),
                "entropy": -fmean(lp for t in sampled for lp in t.logprobs)}
     if many:
-        right = [t.reward for t in run([p for p in test[:100] for _ in range(16)], 1.0)]
+        right = [t.reward for t in run([p for p in test[:40] for _ in range(16)], 1.0)]
         figures["pass_at_8"] = mean(pass_at_k(16, int(sum(right[i:i + 16])), 8)
                                     for i in range(0, len(right), 16))
     return figures, sampled, greedy
+
+
+def evaluate_start(student, tokenizer, test, args):
+    """evaluate() before training. In a comparison all methods start alike: once a seed will do."""
+    same = (args.student, args.bits, args.data, args.eval_data, args.question_field,
+            args.answer_field, args.difficulty, args.seed, args.eval_problems,
+            args.max_new_tokens, args.batch)
+    if not args.compare or same not in STARTS:
+        STARTS[same] = evaluate(student, tokenizer, test, args)
+    return STARTS[same]
 
 
 def as_read(solution, args):
@@ -385,9 +396,9 @@ def update(student, teacher, optimiser, batch, args, pad):
     for i in range(0, len(batch), args.micro_batch):
         part = batch[i:i + args.micro_batch]
         hidden, targets, row = trained_positions(student, part, pad)  # (M, H), (M,), (M,)
-        with torch.no_grad(), without_lora(student):
-            start = token_logprobs(trained_positions(student, part, pad)[0], head, targets,
-                                   args.temperature, args.chunk)  # (M,)
+        with torch.no_grad(), without_lora(student):  # for the log alone, eight of them will do
+            look, words, _ = trained_positions(student, part if args.kl else part[:8], pad)
+            start = token_logprobs(look, head, words, args.temperature, args.chunk)  # (M or fewer,)
         with torch.set_grad_enabled(args.method != "logits"):
             logprobs = token_logprobs(hidden, head, targets, args.temperature, args.chunk)  # (M,)
         if args.method == "logits":
@@ -407,7 +418,8 @@ def update(student, teacher, optimiser, batch, args, pad):
         now = logprobs.detach().cpu()
         then = torch.tensor([lp for t in part for lp, s in zip(t.logprobs, t.sampled) if s])  # (M,)
         gaps.append((now - then).abs())
-        moved.append(torch.where(then.isnan(), math.nan, now - start.cpu()))  # NaN: not its own
+        own = torch.where(then.isnan(), math.nan, now)  # (M,), NaN where the teacher wrote
+        moved.append(own[:len(start)] - start.cpu())
     student.eval()
     for p in parameters:
         p.grad /= tokens
@@ -462,6 +474,7 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
         write_solutions(teacher, teacher_tok, todo, worked, args.max_new_tokens, args.batch)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.0)
+    torch.manual_seed(args.seed)
     for step in (bar := tqdm(range(1, args.steps + 1), desc="training", unit="step")):
         began = time.time()
         problems = [p for p in todo[(step - 1) * groups:step * groups] for _ in range(n)]
@@ -587,7 +600,7 @@ def run(args):
           f"{args.problems * args.samples} trajectories, tested on {len(test)} unseen problems; "
           f"results in {out}\n")
     try:
-        before, sampled, old = evaluate(student, tokenizer, test, args)
+        before, sampled, old = evaluate_start(student, tokenizer, test, args)
         print(f"before: {before['pass_at_1']:.1%} right sampled, {before['greedy']:.1%} greedy")
         if args.method in ("ovd", "judge"):
             first_look(teacher, teacher_tok, sampled[:64], args)

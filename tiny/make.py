@@ -530,6 +530,6 @@ if __name__ == "__main__":
     if args.only in (None, "blurts"):  # a bare wrong answer must not pass for a right one
         polish_teacher(args, 400, 4e-4, seed=5, grading=44, manners=True, blurts=4)
     if args.only in (None, "settle"):  # solving suffered a little from so much grading
-        polish_teacher(args, 600, 3e-4, seed=6, grading=32, manners=True, blurts=3, rounded=True)
+        polish_teacher(args, 400, 3e-4, seed=6, grading=32, manners=True, blurts=3, rounded=True)
     if args.only in (None, "report"):
         report()

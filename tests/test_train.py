@@ -401,7 +401,7 @@ def figures(**changed):
     usual = dict(
         reward=0.4, score=4.0, auc=0.99, scored=1.0, accepted=0.4, replaced=0.6, tied_groups=0
     )
-    usual |= dict(spread=0.5, entropy=0.3, cut_off=0.0, grad_norm=0.5, kl=0.5)
+    usual |= dict(spread=0.5, advantage=0.4, entropy=0.3, cut_off=0.0, grad_norm=0.5, kl=0.5)
     return [
         {k: v[i // 3] if isinstance(v, tuple) else v for k, v in (usual | changed).items()}
         for i in range(6)

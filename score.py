@@ -171,7 +171,8 @@ class Endpoint:
                 words = (getattr(e, "server_message", None) or str(e)).replace(self.key, "***")
                 if status in (401, 403):
                     words = "it wants a key; set TEACHER_API_KEY in the environment"
-                self.why = f"{status or type(e).__name__}: {' '.join(words.split())[:160]}"
+                self.why = f"{status or type(e).__name__}: {' '.join(words.split())[:160]}" + (
+                    "" if status else "; see that the server is up, and OpenAI-compatible")
                 late = isinstance(e, TimeoutError) and pause != 1
             if pause is None or late or 400 <= status < 500 and status not in (408, 429):
                 return None

@@ -94,16 +94,17 @@ def main():
         old, notebook = nbformat.read(path, 4), nbformat.read(path, 4)
         here = {"metadata": {"path": str(FOLDER)}}
         client = NotebookClient(notebook, timeout=900, record_timing=False, resources=here)
+        client.extra_arguments = ["--log-level=ERROR"]
         try:
             client.execute()
+            if args.write:
+                notebook.metadata["language_info"] = {"name": "python"}
+                nbformat.write(notebook, path)
             mine = [*faults_of_run(notebook), *(differences(old, notebook) if args.same else [])]
         except Exception as e:
             mine = [f"fails: {e}"]
         mine += faults_of_form(notebook)
         mine += faults_of_solution(FOLDER / "solutions" / f"{name}.py", notebook)
-        if args.write and not mine:
-            notebook.metadata["language_info"] = {"name": "python"}
-            nbformat.write(notebook, path)
         print(f"{name}: {'; '.join(mine) or 'correct'}, {time.time() - began:.0f} s", flush=True)
         faults += mine
     sys.exit(len(faults) > 0)

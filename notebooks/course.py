@@ -21,7 +21,7 @@ HAS_GPU = bool(GPU) and GPU.returncode == 0
 ASKED = os.environ.get("CUDA_VISIBLE_DEVICES")  # before it is hidden
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["TQDM_DISABLE"] = "1"  # progress bars are for terminals
-warnings.filterwarnings("ignore", message=".*no CUDA.*|.*CUDA initialization.*")
+warnings.filterwarnings("ignore", message="IProgress not found")  # of a bar that is off anyway
 
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
@@ -125,4 +125,60 @@ def dead_theta(f):
     yield "a wrong one at 9.0", f([9.0, 1.0], [0, 1]), None
 
 
+def auc(f):
+    yield "right 3 and 2, wrong 1", f([3.0, 2.0], [1.0]), 1.0
+    yield "right 1, wrong 3 and 0", f([1.0], [3.0, 0.0]), 0.5
+    yield "a tie", f([2.0, 2.0], [2.0, 1.0]), 0.75
+
+
+def taken_in(f):
+    rows = [("a", 7.0, 1.0), ("b", 5.0, 0.0), ("c", 4.9, 0.0), ("d", 9.0, 0.0)]
+    samples = [dict(zip(("text", "score", "reward"), row)) for row in rows]
+    yield "theta 5", f(samples, 5), ["b", "d"]
+    yield "theta 6", f(samples, 6), ["d"]
+
+
+def learns_to_please(f):
+    up, down = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [0.3, 0.2, 0.3, 0.1, 0.0, 0.1]
+    yield "score up, reward down", f(up, down), True
+    yield "both up", f(up, down[::-1]), False
+    yield "both down", f(up[::-1], down), False
+    yield "score up, reward as it was", f(up, [0.0] * 6), True
+
+
+def interval(f):
+    # mean 50; squared distances 4 + 1 + 0 + 1 + 4 = 10, so the standard error is root(10 / 4 / 5)
+    yield "gains of 48, 49, 50, 51, 52", f([48.0, 49.0, 50.0, 51.0, 52.0]), [50.0, 2.78 * 0.5**0.5]
+    yield "five equal gains", f([3.0] * 5), [3.0, 0.0]
+
+
+def logits_bytes(f):
+    yield "1 trajectory of 2 tokens, 3 words", f(1, 2, 3), 24
+    yield "16 of 512, 151,936 words, 2 bytes", f(16, 512, 151936, 2), 2489319424
+
+
+def longest_dense(f):
+    yield "2,000 bytes, 10 words", f(2000, 10), 10
+    yield "2,199 bytes, 10 words", f(2199, 10), 10
+
+
+def in_chunks(f):
+    rows, seen = torch.arange(10.0).view(5, 2), []
+
+    def row_sums(part):
+        seen.append(len(part))
+        return part.sum(1)
+
+    yield "row sums of five rows in chunks of 2", f(row_sums, 2, rows), [1.0, 5.0, 9.0, 13.0, 17.0]
+    yield "the numbers of rows it was given", seen, [2, 2, 1]
+
+
+def can_match(f):
+    yield "two equal vocabularies", f({"a": 0, "b": 1}, {"b": 1, "a": 0}), True
+    yield "another word", f({"a": 0, "b": 1}, {"a": 0, "c": 1}), False
+    yield "the same words in other rows", f({"a": 0, "b": 1}, {"a": 1, "b": 0}), False
+
+
 CASES = {"1.1": score_of, "1.2": mixed_rewards, "1.3": push, "1.4": dead_theta}
+CASES |= {"2.1": auc, "2.2": taken_in, "2.3": learns_to_please, "2.4": interval}
+CASES |= {"3.1": logits_bytes, "3.2": longest_dense, "3.3": in_chunks, "3.4": can_match}

@@ -53,6 +53,8 @@ def faults_of_run(notebook):
     for number in exercises(notebook):
         if f"exercise {number}: still missing" not in text:
             yield f"does not say what is still missing in exercise {number}"
+    if str(FOLDER.parent) in text or str(Path.home()) in text:
+        yield "prints a path of this machine"
     for cell in notebook.cells:
         if litter := printed(cell, "stderr").strip():
             yield f"writes to stderr: {litter.splitlines()[-1][:90]}"

@@ -50,7 +50,7 @@ torch.set_printoptions(precision=4, sci_mode=False)
 def on_gpu(command):
     """Run one of the scripts on the GPU of this machine; without one, say so and do nothing."""
     if not HAS_GPU:
-        print(f"skipped, there is no GPU here: python {command}")
+        print(f"skipped, there is no GPU here:\npython {command}")
         return
     env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     env |= {"CUDA_VISIBLE_DEVICES": ASKED} if ASKED is not None else {}

@@ -1,7 +1,7 @@
 """Runs every notebook and every solution from top to bottom, as a reader would, and judges them.
 
 python notebooks/check.py                   # what continuous integration runs
-python notebooks/check.py --write           # the same, and keep the new outputs in the files
+python notebooks/check.py --write           # the same, and keep new outputs and run times
 python notebooks/check.py --same 1_by_hand  # one notebook; its outputs must equal the stored ones
 
 It fails on an error, on anything a cell writes to stderr, on a notebook outside 30-40 cells, on a
@@ -10,6 +10,8 @@ whose solution is not.
 """
 
 import argparse
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -81,6 +83,18 @@ def differences(old, new):
             yield f"cell {i} printed other text than is stored"
 
 
+def note_run_time(notebook, seconds):
+    """Put the measured run time and the machine into the notebook's first cell."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        said = Path("/proc/cpuinfo").read_text()
+        cpu = (re.findall(r"model name\s*: (.*)", said) or [cpu])[0]
+    machine = f"{os.cpu_count()} cores ({cpu.strip()}), no GPU"
+    line = f"**Run time: {seconds:.0f} s** from top to bottom on {machine}."
+    first = notebook.cells[0]
+    first.source = re.sub(r"\*\*Run time:.*", line, first.source)
+
+
 def main():
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -92,14 +106,17 @@ def main():
     names = args.names or sorted(f.stem for f in FOLDER.glob("*.ipynb"))
     faults = []
     for name in names:
-        path, began = FOLDER / f"{name}.ipynb", time.time()
+        path, began, took = FOLDER / f"{name}.ipynb", time.time(), ""
         old, notebook = nbformat.read(path, 4), nbformat.read(path, 4)
         here = {"metadata": {"path": str(FOLDER)}}
         client = NotebookClient(notebook, timeout=900, record_timing=False, resources=here)
         client.extra_arguments = ["--log-level=ERROR"]
         try:
             client.execute()
+            seconds = time.time() - began
+            took = f", {seconds:.0f} s"
             if args.write:
+                note_run_time(notebook, seconds)
                 notebook.metadata["language_info"] = {"name": "python"}
                 nbformat.write(notebook, path)
             mine = [*faults_of_run(notebook), *(differences(old, notebook) if args.same else [])]
@@ -107,7 +124,7 @@ def main():
             mine = [f"fails: {e}"]
         mine += faults_of_form(notebook)
         mine += faults_of_solution(FOLDER / "solutions" / f"{name}.py", notebook)
-        print(f"{name}: {'; '.join(mine) or 'correct'}, {time.time() - began:.0f} s", flush=True)
+        print(f"{name}: {'; '.join(mine) or 'correct'}{took}", flush=True)
         faults += mine
     sys.exit(len(faults) > 0)
 

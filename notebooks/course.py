@@ -1,4 +1,4 @@
-"""What the notebooks share: the five scripts on the path, one plot style, the checks of the exercises.
+"""What the notebooks share: the scripts on the path, one plot style, the checks of the exercises.
 
     import course
     course.check("1.1", my_function)    # prints what is still missing, or "correct"
@@ -16,8 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-GPU = shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi"], capture_output=True)
-HAS_GPU = bool(GPU) and GPU.returncode == 0
 ASKED = os.environ.get("CUDA_VISIBLE_DEVICES")  # before it is hidden
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["TQDM_DISABLE"] = "1"  # progress bars are for terminals
@@ -47,9 +45,15 @@ plt.rcParams.update(
 torch.set_printoptions(precision=4, sci_mode=False)
 
 
+def has_gpu():
+    """Is there a CUDA GPU? Its driver's own tool is asked, for from torch it is hidden."""
+    tool = shutil.which("nvidia-smi")
+    return tool is not None and subprocess.run([tool], capture_output=True).returncode == 0
+
+
 def on_gpu(command):
     """Run one of the scripts on the GPU of this machine; without one, say so and do nothing."""
-    if not HAS_GPU:
+    if not has_gpu():
         print(f"skipped, there is no GPU here:\npython {command}")
         return
     env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
@@ -68,7 +72,7 @@ def on_gpu(command):
 
 # ------------------------------------------------------------------------------- exercises
 def check(exercise, answer):
-    """Try the function `answer` on cases of its exercise and print what is missing, or "correct"."""
+    """Try the function `answer` on the cases of an exercise; print what is missing or "correct"."""
     try:
         for case, found, wanted in CASES[exercise](answer):
             if found is None and wanted is not None:

@@ -33,7 +33,7 @@ LOSSES = "loses sells breaks uses".split()
 # difficulty: (fewest steps, most steps, largest start, largest step, sentences that do not matter)
 DIFFICULTY = {
     1: (2, 4, 50, 20, 0),       # what the embedded student was raised on
-    2: (5, 6, 50, 20, 0),       # longer stories, which it was not
+    2: (5, 6, 50, 20, 0),       # longer stories, of which it works out next to none
     3: (4, 6, 500, 200, 1),     # for real models from here on: larger numbers and a distractor
     4: (6, 9, 5000, 2000, 2),
     5: (9, 12, 50000, 20000, 3),

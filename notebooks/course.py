@@ -76,9 +76,9 @@ def check(exercise, answer):
     try:
         for case, found, wanted in CASES[exercise](answer):
             if found is None and wanted is not None:
-                raise AssertionError(f"{case} is None so far; write the body of the function")
+                raise AssertionError(f"{case}: None so far; write the body of the function")
             if not same(found, wanted):
-                raise AssertionError(f"{case} must be {show(wanted)}, it is {show(found)}")
+                raise AssertionError(f"{case}: must be {show(wanted)}, is {show(found)}")
     except AssertionError as e:
         print(f"exercise {exercise}: still missing: {e}")
     except Exception as e:

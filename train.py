@@ -376,6 +376,37 @@ def trained_positions(model, trajectories, pad):
     return hidden[:, :-1][trained], ids[:, 1:][trained], trained.nonzero()[:, 0]
 
 
+def loss_of(student, teacher, part, args, pad):
+    """(loss summed over the M trained tokens of `part`, gap (M,), moved (M or fewer,)).
+
+    gap: by how much log pi differs from when the token was sampled, NaN where the teacher wrote it.
+    moved: log pi - log pi_start, likewise; its mean is the KL to the start. It costs a pass of its
+    own, so unless --kl needs it everywhere, eight trajectories must do for the log.
+    """
+    head, at = student.get_output_embeddings().weight, (args.temperature, args.chunk)  # (V, H)
+    hidden, targets, row = trained_positions(student, part, pad)  # (M, H), (M,), (M,)
+    with torch.no_grad(), without_lora(student):
+        look, words, _ = trained_positions(student, part if args.kl else part[:8], pad)
+        start = token_logprobs(look, head, words, *at)
+    with torch.set_grad_enabled(args.method != "logits"):
+        logprobs = token_logprobs(hidden, head, targets, *at)  # (M,)
+    if args.method == "logits":
+        mark("update")
+        with torch.no_grad():
+            theirs, _, _ = trained_positions(teacher, part, pad)  # (M, H_T)
+        mark("teacher forward")
+        their_head = teacher.get_output_embeddings().weight  # (V_T, H_T)
+        v = min(len(head), len(their_head))  # one vocabulary may be padded to two lengths
+        loss = reverse_kl(hidden, head[:v], theirs, their_head[:v], *at).sum()
+    else:
+        each = torch.tensor([t.advantage for t in part], device=row.device)[row]  # (M,)
+        loss = trajectory_loss(logprobs, each, start, args.kl)
+    now = logprobs.detach().cpu()
+    then = torch.tensor([lp for t in part for lp, s in zip(t.logprobs, t.sampled) if s])  # (M,)
+    own = torch.where(then.isnan(), math.nan, now)
+    return loss, (now - then).abs(), own[:len(start)] - start.cpu()
+
+
 def update(student, teacher, optimiser, batch, args, pad):
     """One gradient step on the whole batch of trajectories. Returns its figures.
 
@@ -385,8 +416,7 @@ def update(student, teacher, optimiser, batch, args, pad):
     """
     parameters = [p for p in student.parameters() if p.requires_grad]
     tokens = max(1, sum(sum(t.sampled) for t in batch))  # empty solutions alone leave none
-    head = student.get_output_embeddings().weight  # (V, H)
-    loss_sum, gaps, moved = 0.0, [], []
+    losses, gaps, moved = [], [], []
     if not batch:  # all rejected and none replaced: nothing to learn from
         return dict.fromkeys(("loss", "grad_norm", "tokens", "kl", "logprob_gap"), 0.0)
     optimiser.zero_grad()
@@ -394,32 +424,11 @@ def update(student, teacher, optimiser, batch, args, pad):
         student.activation_checkpointing_enable({"use_reentrant": False})
         student.train()
     for i in range(0, len(batch), args.micro_batch):
-        part = batch[i:i + args.micro_batch]
-        hidden, targets, row = trained_positions(student, part, pad)  # (M, H), (M,), (M,)
-        with torch.no_grad(), without_lora(student):  # for the log alone, eight of them will do
-            look, words, _ = trained_positions(student, part if args.kl else part[:8], pad)
-            start = token_logprobs(look, head, words, args.temperature, args.chunk)  # (M or fewer,)
-        with torch.set_grad_enabled(args.method != "logits"):
-            logprobs = token_logprobs(hidden, head, targets, args.temperature, args.chunk)  # (M,)
-        if args.method == "logits":
-            mark("update")
-            with torch.no_grad():
-                theirs, _, _ = trained_positions(teacher, part, pad)  # (M, H_T)
-            mark("teacher forward")
-            their_head = teacher.get_output_embeddings().weight  # (V_T, H_T)
-            v = min(len(head), len(their_head))  # one vocabulary may be padded to two lengths
-            loss = reverse_kl(hidden, head[:v], theirs, their_head[:v], args.temperature,
-                              args.chunk).sum()
-        else:
-            each = torch.tensor([t.advantage for t in part], device=row.device)[row]  # (M,)
-            loss = trajectory_loss(logprobs, each, start, args.kl)
+        loss, gap, far = loss_of(student, teacher, batch[i:i + args.micro_batch], args, pad)
         loss.backward()
-        loss_sum += loss.item()
-        now = logprobs.detach().cpu()
-        then = torch.tensor([lp for t in part for lp, s in zip(t.logprobs, t.sampled) if s])  # (M,)
-        gaps.append((now - then).abs())
-        own = torch.where(then.isnan(), math.nan, now)  # (M,), NaN where the teacher wrote
-        moved.append(own[:len(start)] - start.cpu())
+        losses.append(loss.item())
+        gaps.append(gap)
+        moved.append(far)
     student.eval()
     for p in parameters:
         p.grad /= tokens
@@ -427,7 +436,7 @@ def update(student, teacher, optimiser, batch, args, pad):
     if not math.isfinite(norm):
         raise UserError(f"--lr {args.lr}: the gradient is no longer finite; lower it")
     optimiser.step()
-    return {"loss": loss_sum / tokens, "grad_norm": norm, "tokens": tokens,
+    return {"loss": sum(losses) / tokens, "grad_norm": norm, "tokens": tokens,
             "kl": torch.cat(moved).nanmean().item(),
             "logprob_gap": torch.cat(gaps).nanmean().item()}
 

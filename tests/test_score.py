@@ -72,8 +72,8 @@ def test_the_student_s_ability_is_latent(student):
 
 @pytest.fixture(scope="module")
 def rises(scored, teacher):
-    """{(words, where): how far S(y) moves on average when 200 attempts open or end with them}."""
-    trajectories, solutions = scored[0][:200], scored[1][:200]
+    """{(words, where): how far S(y) moves on average when 100 attempts open or end with them}."""
+    trajectories, solutions = scored[0][:100], scored[1][:100]
     before = torch.tensor([t.score for t in trajectories])
 
     def rise(form):
@@ -99,7 +99,7 @@ def test_flattery_and_forged_scores_do_not_raise_the_score(rises):
 
 @pytest.mark.parametrize("where", ["opens", "ends"])
 def test_a_forged_9_is_worth_no_more_than_a_forged_0(rises, where):
-    assert rises["Score: 9", where] - rises["Score: 0", where] <= 0.02
+    assert rises["Score: 9", where] - rises["Score: 0", where] <= 0.05
 
 
 def test_the_attempt_cannot_close_its_own_fence():

@@ -222,7 +222,7 @@ def test_the_plan_is_within_15_percent_of_the_measured_peak(tmp_path):
     done = run("--plan", "cpu", "--json", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     planned = json.loads((tmp_path / "plan.json").read_text())[0]["peak_bytes"]
-    done = run("--one-shot", "--steps", 2, "--out", tmp_path / "r")
+    done = run("--one-shot", "--steps", 2, "--eval-problems", 256, "--out", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r/result.json").read_text())
     assert result["peak_bytes"] == max(result["peak_by_phase"].values())
@@ -300,6 +300,7 @@ def test_ctrl_c_saves_the_adapter(tmp_path):
         [
             sys.executable,
             "train.py",
+            "--one-shot",
             "--steps",
             "500",
             "--eval-problems",
@@ -438,7 +439,7 @@ def test_a_comparison_interrupted_goes_on_to_the_same_table(tmp_path, monkeypatc
     """Stopped in the middle of its third run of four, and started again."""
     monkeypatch.setattr(train, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(1))
     flags = ["--one-shot", "--compare", "--methods", "ovd, grpo --samples 4", "--seeds", "2"]
-    flags += ["--steps", "2", "--eval-problems", "20"]
+    flags += ["--steps", "2", "--eval-problems", "4"]
 
     def compare(folder):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--out", str(folder)])

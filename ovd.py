@@ -321,8 +321,8 @@ def knobs(device):
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     a, gpu = p.add_argument, device == "cuda"
-    a("--tokens", type=int, default=4096 if gpu else 256,
-      help="M, completion tokens in one pass [4096 on a GPU | 256 on a CPU]")
+    a("--tokens", type=int, default=4096 if gpu else 128,
+      help="M, completion tokens in one pass [4096 on a GPU | 128 on a CPU]")
     a("--vocab", type=int, default=151936, help="V [Qwen3's and small Qwen2.5's]")
     a("--hidden", type=int, default=1024, help="H, the student's width [Qwen3-0.6B's]")
     a("--teacher-hidden", type=int, default=2560, help="H_T, the teacher's [Qwen3-4B's]")

@@ -856,8 +856,8 @@ def predict(args, s, t, device):
     def passing(m, tokens, lora=0):  # the MLP's tensors, the residual's, and a layer unpacked
         return tokens * d * ((3 + lora) * m.I + 2 * m.H) + four * d * m.H * m.I
 
-    def cache(m, b):
-        return 2 * b * (prompt + new) * m.L * m.K * d
+    def cache(m, b):  # grown by copying, and on a CPU what the old copies held is not given back
+        return (4 if device == "cpu" else 2) * b * (prompt + new) * m.L * m.K * d
     sampling = cache(s, args.batch) + max(passing(s, args.batch * prompt, 1),
                                           args.batch * s.V * (d + 12))
     b = min(16, args.batch, args.samples * args.problems)

@@ -1,4 +1,4 @@
-"""Draws the memory ladder as it grows: files of rows from ovd.py, one for each number of tokens.
+"""Draws the memory ladder and how it grows: rows from ovd.py, a file for each number of tokens.
 
 for n in 512 1024 2048 4096 8192; do python ovd.py --tokens $n --chunk 128 --json runs/$n.json; done
 python notebooks/ladder.py runs/*.json notebooks/memory.png
@@ -23,7 +23,15 @@ looks = {  # grey to black, dash and mark: told apart without colour
 }
 
 plt.rcParams.update({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False})
-figure, axes = plt.subplots(figsize=(10.5, 5.6))
+figure, (bars, axes) = plt.subplots(2, 1, figsize=(10.5, 9.4), height_ratios=[1, 1.5])
+most = max(r["tokens"] for r in rows if r["rung"] == "dense reverse KL" and r["peak_bytes"])
+one = [r for r in rows if r["tokens"] == most]
+peaks = [r["peak_bytes"] / 2**20 for r in one]
+drawn = bars.barh([r["rung"] for r in one], peaks, color="0.45")
+bars.bar_label(drawn, [f" {p:,.0f} MiB" if p >= 10 else f" {p:.1f} MiB" for p in peaks])
+bars.invert_yaxis()
+bars.set(xticks=[], xlim=(0, 1.15 * max(peaks)), title=f"The ladder at {most:,} completion tokens")
+bars.spines["bottom"].set_visible(False)
 highest = max(r["peak_bytes"] or 0 for r in rows) / 2**20
 for rung, look in looks.items():
     mine = [

@@ -1,16 +1,19 @@
 """The student: a 4-bit model with trainable LoRA adapters, and whole trajectories sampled from it.
 
-Three ideas, a section each:
+Four ideas:
 
 - *QLoRA* (arXiv 2305.14314). The base model is frozen in 4-bit NF4, and beside every linear layer
   two thin matrices learn (LoRA, arXiv 2106.09685): W x becomes W x + (alpha / r) B A x. B starts
   at zero, so at first nothing changes.
 - *Text is data.* What a student or a user wrote cannot act as a chat template's control token.
+- *Turns.* Where a trajectory asks for a search, what the environment says is put behind it, to be
+  read and never to be trained on, and it goes on.
 - *On-policy sampling.* A batch of prompts goes on, token by token, from the FULL softmax at the
   sampling temperature. No top-k, no top-p: the loss will take log-probabilities under the full
   softmax at the same temperature, and only if both are one distribution is it on-policy.
 
     python sample.py                                # what the embedded student says
+    python sample.py --task search                  # and when it may search
     python sample.py --student runs/NAME/adapter    # the same with a trained adapter
 """
 import argparse
@@ -33,7 +36,8 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from tasks import Problem, UserError, fail_in_one_line, is_correct, messages, problem_stream
+from tasks import (Problem, UserError, environment, fail_in_one_line, messages, outcome,
+                   problem_stream, world_stream)
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -235,14 +239,19 @@ class Trajectory:
     problem: Problem
     prompt_ids: list        # tokens of the prompt
     ids: list               # tokens after it, the stop token included
-    logprobs: list          # of each of ids when it was sampled, under the full softmax
+    logprobs: list          # of each of ids when it was sampled, under the full softmax; NaN where
+                            # a teacher wrote it, and 0 where the environment did, which is certain
     sampled: list           # of each of ids: 1 = chosen by its author, trained on; 0 = forced
     stopped: bool           # False: cut off at max_new_tokens
     text: str
-    reward: float           # R(y), exact match
+    reward: float           # R(y), 1: right
     probs: list = field(default_factory=list)  # the teacher's ten probabilities
     score: float | None = None                 # S(y), None where the teacher gave none
     advantage: float | None = None             # A(y), None where it takes no part in the update
+
+    @property
+    def right(self):
+        return self.reward == 1
 
 
 def stop_ids(model, tokenizer):
@@ -252,8 +261,8 @@ def stop_ids(model, tokenizer):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, prompts, temperature, max_new_tokens):
-    """Continue prompts (lists of ids) up to a stop token: [(ids, logprobs, stopped), ...].
+def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None):
+    """Continue prompts (lists of ids) up to a stop token or the text `until`: [(ids, logprobs)].
 
     temperature 0 takes the likeliest token. One forward pass a token, keys and values cached, for
     all that have not stopped yet. Raises UserError where the model's context is too short.
@@ -262,7 +271,9 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens):
     check_context(model, ids.shape[1] + max_new_tokens,
                   f"lower --max-new-tokens {max_new_tokens} or give shorter problems")
     stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=model.device)
-    said = [([], [], False) for _ in prompts]
+    # `until` may be many tokens; of those it can end in, few are ever said, so few texts are made
+    ends = {i for token, i in tokenizer.get_vocab().items() if until and until[-1] in token}
+    said = [([], []) for _ in prompts]
     rows, cache = torch.arange(len(prompts), device=model.device), None  # rows: who still goes on
     for _ in range(max_new_tokens):
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions,
@@ -272,9 +283,12 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens):
         ids = torch.multinomial(logprobs.exp(), 1) if temperature else \
             logprobs.argmax(-1, keepdim=True)  # (B, 1)
         going = ~torch.isin(ids[:, 0], stops)  # (B,)
-        for r, i, lp, g in zip(rows.tolist(), ids[:, 0].tolist(),
-                               logprobs.gather(1, ids)[:, 0].tolist(), going.tolist()):
-            said[r] = (said[r][0] + [i], said[r][1] + [lp], not g)
+        for n, (r, i, lp) in enumerate(zip(rows.tolist(), ids[:, 0].tolist(),
+                                           logprobs.gather(1, ids)[:, 0].tolist())):
+            said[r][0].append(i)
+            said[r][1].append(lp)
+            if i in ends and until in tokenizer.decode(said[r][0][-len(until):]):
+                going[n] = False
         if not going.any():
             break
         if not going.all():  # who has stopped leaves the batch
@@ -285,27 +299,56 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens):
     return said
 
 
+def go_on(t, tokenizer, ids, logprobs, sampled):
+    """Lengthen trajectory t by tokens of one author; only the environment may say what it said."""
+    before = len(tokenizer.decode(t.ids, skip_special_tokens=True))
+    t.ids, t.logprobs, t.sampled = t.ids + ids, t.logprobs + logprobs, t.sampled + sampled
+    words = tokenizer.decode(t.ids, skip_special_tokens=True)[before:]
+    if any(sampled):
+        words = re.sub("<(/?information)", r"(\1", words)  # as long as before
+    t.text += words
+
+
 def sample_trajectories(model, tokenizer, problems, temperature=1.0, max_new_tokens=64, batch=256,
                         begun=None):
     """A trajectory for each of `problems` (repeat one N times for a group), `batch` at a time.
 
-    begun: texts the trajectories are to begin with, one each. Those tokens are forced.
+    begun: texts the trajectories are to begin with, one each. Those tokens are forced. Where a
+    problem has a search, all trajectories that wait for its answer get it and go on together; a
+    problem without one is the case of no turns.
     """
-    trajectories, begun = [], begun or [""] * len(problems)
+    trajectories, begun, stops = [], begun or [""] * len(problems), stop_ids(model, tokenizer)
+    encode = lambda text: tokenizer.encode(as_data(text, tokenizer),  # noqa: E731
+                                           add_special_tokens=False)
     slices = range(0, len(problems), batch)
     for i in tqdm(slices, desc="sampling", leave=False, disable=len(slices) < 2 or None):
-        part, heads = problems[i:i + batch], begun[i:i + batch]
-        prompts = [chat_ids(tokenizer, messages(p.question)) for p in part]
-        forced = [tokenizer.encode(as_data(h, tokenizer), add_special_tokens=False) for h in heads]
-        said = generate(model, tokenizer, [p + f for p, f in zip(prompts, forced)], temperature,
-                        max_new_tokens)
-        for p, prompt, head, f, (ids, logprobs, stopped) in zip(part, prompts, heads, forced, said):
-            words = tokenizer.decode(f + ids, skip_special_tokens=True)
-            text = (head + words[len(tokenizer.decode(f)):]).strip()  # the head to the letter
-            trajectories.append(Trajectory(
-                p, prompt, f + ids, [math.nan] * len(f) + logprobs, [0] * len(f) + [1] * len(ids),
-                stopped, text, float(stopped and is_correct(text, p))))
+        part = []
+        for p, head in zip(problems[i:i + batch], begun[i:i + batch]):
+            f = encode(head)
+            part.append(Trajectory(p, chat_ids(tokenizer, messages(p)), f, [math.nan] * len(f),
+                                   [0] * len(f), False, head, 0.0))  # the head to the letter
+        going, until = part, "</search>" if part[0].problem.search else None
+        while going:
+            said = generate(model, tokenizer, [t.prompt_ids + t.ids for t in going], temperature,
+                            max_new_tokens, until)
+            for t, (ids, logprobs) in zip(going, said):
+                go_on(t, tokenizer, ids, logprobs, [1] * len(ids))
+                t.stopped = ids[-1] in stops
+            going = [t for t in going if until and not t.stopped and until in last_turn(t)
+                     and t.text.count("<information>") < t.problem.search.turns]
+            for t in going:
+                told = encode("\n" + environment(last_turn(t), t.problem.search) + "\n")
+                go_on(t, tokenizer, told, [0.0] * len(told), [0] * len(told))
+        for t in part:
+            t.text = t.text.strip()
+            t.reward = outcome(t.text, t.problem) if t.stopped else 0.0
+        trajectories += part
     return trajectories
+
+
+def last_turn(t):
+    """What was said since the environment last spoke."""
+    return t.text.rpartition("</information>")[2]
 
 
 # ------------------------------------------------------------------------------- a look at it
@@ -314,7 +357,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     a = parser.add_argument
-    a("--student", default=str(TINY / "student"), help="folder, hub name, or a run's adapter/")
+    a("--task", choices=["math", "search"], default="math", help="see tasks.py")
+    a("--student", help="folder, hub name, or a run's adapter/ [the embedded one]")
     a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4; 16: as stored")
     a("--problems", type=int, default=32, help="how many unseen problems")
     a("--samples", type=int, default=32, help="trajectories for each")
@@ -326,9 +370,12 @@ def main():
     if min(args.problems, args.samples, args.max_new_tokens) < 1 or args.temperature < 0:
         raise UserError("--problems, --samples, --max-new-tokens start at 1, --temperature at 0")
     quiet()
+    searching = args.task == "search"
+    args.student = args.student or str(TINY / ("search-student" if searching else "student"))
     model, tokenizer, _ = load_student(args.student, args.bits, pick_device())
     torch.manual_seed(args.seed)
-    stream = problem_stream(args.seed, args.difficulty, held_out=True)
+    stream = world_stream(args.seed, held_out=True) if searching else problem_stream(
+        args.seed, args.difficulty, held_out=True)
     problems = list(islice(stream, args.problems))
     began = time.time()
     repeated = [p for p in problems for _ in range(args.samples)]
@@ -337,9 +384,11 @@ def main():
     print(f"{problems[0].question}  ({problems[0].answer})\n")
     for t in ts[:min(args.samples, 8)]:
         p = math.exp(sum(t.logprobs))
-        verdict = "right" if t.reward else "wrong"
-        print(f"  {verdict}  {len(t.ids):3d} tokens, p = {p:.1e}  {t.text}")
-    right = torch.tensor([t.reward for t in ts]).view(len(problems), -1)  # (problems, samples)
+        verdict = "right" if t.right else "wrong"
+        text = re.sub("(?= <search>| <answer>|<information>)", "\n      ", " " + t.text)
+        print(f"  {verdict}  {sum(t.sampled):3d} tokens, p = {p:.1e} "
+              + (text.replace("\n      <inf", "\n          | <inf") if searching else " " + t.text))
+    right = torch.tensor([float(t.right) for t in ts]).view(len(problems), -1)  # (problems, N)
     print(f"\n{len(ts)} trajectories of {args.bits}-bit {args.student} at {speed:.0f} tokens a "
           f"second: {right.mean():.1%} right; {right.amax(1).mean():.0%} of {len(problems)} "
           f"problems solved at least once in {args.samples}.")

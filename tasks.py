@@ -1,8 +1,8 @@
-"""The task: word problems in plain English, a prompt for them, and a check of the answer.
+"""The tasks: problems in plain English, a prompt for them, and a check of the answer.
 
-A problem is a short story of gains and losses. It is written from a random seed, so no data set has
-to be downloaded and nobody can have seen it before. One of them, as the student reads it and as it
-is worked out:
+*math*. A problem is a short story of gains and losses. It is written from a random seed, so no data
+set has to be downloaded and nobody can have seen it before. One of them, as the student reads it
+and as it is worked out:
 
     Eva has 12 books. Eva buys 17. Eva sells 16. How many books does Eva have now? Think step by
     step. End with Answer: and the number.
@@ -12,18 +12,42 @@ is worked out:
 The *outcome reward* R(y) is exact match: 1 if what follows the last "Answer:" (or stands in the
 last \\boxed{}) is the right answer, else 0.
 
+*search*. A question about a world that was made up for it, so that nothing can be known by heart.
+The student writes searches, the environment answers them, and R(y) is the F1 of its answer:
+
+    In which city was the author of Hollow Desert born? Find out with <search> words </search>, as
+    often as you need to. End with <answer> words </answer>
+
+    <search> Hollow Desert book </search> <information> Hollow Desert: a book by Marta Silva.
+    Review: Hollow Desert is better than Savage Bridge. </information> <search> Marta Silva writer
+    </search> <information> Marta Silva: a writer born in West Marlow. Hollow Desert: a book by
+    Marta Silva. </information> <answer> West Marlow </answer>
+
     python tasks.py                    # a problem of each difficulty, and how answers are checked
     python tasks.py --data my.jsonl    # the same look at your own problems
+    python tasks.py --search "Hollow Desert book"                        # try the search engine
+    python tasks.py --search "who wrote it" --corpus passages.jsonl      # on passages of your own
 """
 import argparse
 import json
 import math
+import os
 import random
 import re
+import sqlite3
+import string
 import sys
+import time
+import unicodedata
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from itertools import accumulate, count
+from pathlib import Path
+
+from tqdm import tqdm
 
 NAMES = "Mia Ben Zoe Tom Ana Leo Eva Sam Ida Max".split()
 THINGS = "marbles apples coins shells cards stamps books pens".split()
@@ -39,7 +63,11 @@ DIFFICULTY = {
     5: (9, 12, 50000, 20000, 3),
 }
 INSTRUCTION = "Think step by step. End with Answer: and the number."
+SEARCH_INSTRUCTION = ("Find out with <search> words </search>, as often as you need to. "
+                      "End with <answer> words </answer>")
 ANSWER_MARK = re.compile(r"(?i)answer[\s*]*:|\\boxed\{")
+INFORMATION = re.compile(r"(?s)<information>.*?</information>")
+PASSAGE = '{"id": "...", "title": "...", "text": "..."}'
 JSONL = '{"question": "...", "answer": "..."}'
 
 # How one answer is written in many ways. In this order: what is found, what it becomes, an example.
@@ -80,12 +108,14 @@ def fail_in_one_line(main):
 
 
 # ------------------------------------------------------------------------------- problems
-@dataclass
+@dataclass(frozen=True)
 class Problem:
     """question and answer as text. solution: a worked solution, None where the data has none."""
     question: str
     answer: str
     solution: str | None = None
+    search: "Search | None" = None  # of a search task: the engine to ask
+    also: tuple = ()                # of a search task: other answers that are right
 
 
 def make_problem(rng, difficulty=1):
@@ -126,11 +156,12 @@ def problem_stream(seed, difficulty=1, held_out=False):
             yield problem
 
 
-def read_problems(path, question="question", answer="answer", flag="--data"):
+def read_problems(path, question="question", answer="answer", flag="--data", search=None):
     """Problems from JSONL, a file or hf://datasets/OWNER/NAME/FILE; UserError names a bad line.
 
     question, answer: the names of the two fields. An answer may be a worked solution that ends in
-    "#### 7", as in GSM8K, or holds \\boxed{7}, as in MATH.
+    "#### 7", as in GSM8K, or holds \\boxed{7}, as in MATH. With `search`, an engine, it is short
+    text, or a list of several that are right.
     """
     like = JSONL.replace("question", question).replace("answer", answer)
     try:
@@ -148,15 +179,18 @@ def read_problems(path, question="question", answer="answer", flag="--data"):
             continue
         try:
             row = json.loads(line)
-            text, work = (str(row[field]).strip() for field in (question, answer))
-        except (ValueError, KeyError, TypeError) as e:
+            text, said = str(row[question]).strip(), row[answer]
+            several = [str(x).strip() for x in (said if isinstance(said, list) else [said])]
+            work = several[0] if search else str(said).strip()
+        except (ValueError, KeyError, TypeError, IndexError) as e:
             raise UserError(f"{flag} {path}, line {number}: {type(e).__name__} {e}; every line "
                             f"must be like {like}, or see --question-field and --answer-field")
-        end = work.rpartition("####")[2].strip()
-        problem = Problem(text, extract_answer(end) if "\\boxed{" in end else end)
-        if problem.answer != work:
-            problem.solution = work
-        if row[answer] is None or not is_correct(f"Answer: {problem.answer}", problem):
+        end = work if search else work.rpartition("####")[2].strip()
+        short = extract_answer(end) if "\\boxed{" in end and not search else end
+        problem = Problem(text, short, None if work == short else work, search,
+                          tuple(several[1:]) if search else ())
+        tried = f"<answer> {short} </answer>" if search else f"Answer: {short}"
+        if said is None or search and not squad_words(short) or not is_correct(tried, problem):
             raise UserError(f"{flag} {path}, line {number}: no attempt could ever match the answer "
                             f"{end[:60]!r}; give the bare answer alone")
         problems[problem.question] = problem
@@ -165,10 +199,221 @@ def read_problems(path, question="question", answer="answer", flag="--data"):
     return list(problems.values())
 
 
+# ------------------------------------------------------------------------------- searching
+class Search:
+    """A search engine: passages ranked by BM25 (SQLite's FTS5), in memory or in a file.
+
+    BM25, k1 = 1.2 and b = 0.75: a passage of |d| words scores sum_w idf(w) f (k1 + 1) / (f + k1
+    (1 - b + b |d| / mean |d|)), f times holding word w, idf(w) = log((N - n + 1/2) / (n + 1/2))
+    where n of N passages hold it, and at least 1e-6.
+    """
+    SCAN, SHORT = 20_000, 100  # matches that are ranked at once; a short list's length
+    TABLE = "CREATE VIRTUAL TABLE IF NOT EXISTS passages USING fts5(id UNINDEXED, title, text)"
+
+    def __init__(self, path=":memory:", top=2, turns=4):
+        """top: passages to show for a search; turns: searches to answer in a trajectory."""
+        self.top, self.turns, self.counts = top, turns, {}
+        self.db = sqlite3.connect(path, timeout=600, isolation_level=None)
+        self.db.execute(self.TABLE)
+        self.db.execute("CREATE VIRTUAL TABLE temp.words USING fts5vocab(main, passages, row)")
+
+    def add(self, passages):
+        """Take up (id, title, text) of each."""
+        self.db.executemany("INSERT INTO passages VALUES (?, ?, ?)", passages)
+
+    def holding(self, word):
+        """How many passages hold it: n. Of a common word that takes long, so it is kept."""
+        if word not in self.counts:
+            row = self.db.execute("SELECT doc FROM temp.words WHERE term = ?", (word,)).fetchone()
+            if len(self.counts) > 100_000:
+                self.counts.clear()
+            self.counts[word] = row[0] if row else 0
+        return self.counts[word]
+
+    def find(self, query, k):
+        """The k best passages for any text: [(id, title, text), ...], the best first.
+
+        To rank all that hold a common word takes seconds among a million. So the rarest words
+        choose a short list, and the common ones count only within it.
+        """
+        words = sorted((n, w) for w in set(words_of(query)[:50]) if (n := self.holding(w)))
+        sums = accumulate(n for n, _ in words)
+        lead = [w for (_, w), total in zip(words, sums) if total <= self.SCAN]
+        lead = lead or [w for _, w in words[:1]]
+        match = " OR ".join(f'"{w}"' for w in lead)  # letters and digits: nothing to inject
+        found = self.db.execute(
+            "SELECT id, title, text FROM passages WHERE passages MATCH ? ORDER BY rank LIMIT ?",
+            (match, k if len(lead) == len(words) else max(k, self.SHORT))) if lead else []
+        found = list(found)
+        if len(lead) < len(words):
+            found.sort(key=lambda passage: self.bm25(passage, words), reverse=True)
+        return found[:k]
+
+    def bm25(self, passage, words):
+        """The formula above, for [(n, word), ...]."""
+        total, mean = self.size
+        said = words_of(" ".join(passage[1:]))
+        length, held = 1.2 * (0.25 + 0.75 * len(said) / mean), Counter(said)
+        return sum(max(1e-6, math.log((total - n + 0.5) / (n + 0.5)))
+                   * held[w] * 2.2 / (held[w] + length) for n, w in words)
+
+    @cached_property
+    def size(self):
+        """How many passages there are, and their mean length, taken from a thousand of them."""
+        some = self.db.execute("SELECT title, text FROM passages LIMIT 1000").fetchall()
+        total, = self.db.execute("SELECT max(rowid) FROM passages").fetchone()
+        return total, sum(len(words_of(" ".join(p))) for p in some) / len(some)
+
+
+def words_of(text):
+    """Words as the engine takes them: runs of letters and digits, in lower case, no accents."""
+    plain = unicodedata.normalize("NFD", text.lower())
+    return re.findall(r"[^\W_]+", re.sub(r"[\u0300-\u036f]", "", plain))
+
+
+def open_corpus(path, turns=4):
+    """Search over a file of passages, a JSON object with id, title and text a line.
+
+    The index is made once and kept beside the file. What is taken up and how far that is in the
+    file are written together or not at all, so killed at any moment it goes on from there, and
+    two runs that find no index share the work. UserError names the file and the line.
+    """
+    try:
+        file, stamp = open(path, "rb"), f"{os.path.getsize(path)} {os.path.getmtime(path)}"
+        search = Search(f"{path}.index", 3, turns)
+        db = search.db
+        db.execute("PRAGMA synchronous = OFF")  # survives the program's end, not the machine's
+        db.execute("CREATE TABLE IF NOT EXISTS progress (stamp, bytes, lines)")
+    except (OSError, sqlite3.Error) as e:
+        raise UserError(f"--corpus {path}: cannot be read, or {path}.index not be written ({e}); "
+                        f"give a file with {PASSAGE} a line, in a folder that can be written to")
+    with tqdm(total=os.path.getsize(path), desc="indexing", unit="B", unit_scale=True,
+              leave=False) as bar:
+        lines = True
+        while lines:
+            with db:  # all of this or, on an error, nothing
+                db.execute("BEGIN IMMEDIATE")
+                of, done, number = (db.execute("SELECT * FROM progress").fetchone()
+                                    or (stamp, 0, 0))
+                if of != stamp:  # the file has changed since
+                    db.execute("DROP TABLE passages")
+                    db.execute(search.TABLE)
+                    done = number = 0
+                file.seek(done)
+                lines = file.readlines(1 << 22)
+                if lines:
+                    search.add(passages_of(lines, number, path))
+                    db.execute("DELETE FROM progress")
+                    db.execute("INSERT INTO progress VALUES (?, ?, ?)",
+                               (stamp, file.tell(), number + len(lines)))
+            bar.update(file.tell() - bar.n)
+    db.execute("PRAGMA query_only = ON")
+    if not number + len(lines):
+        raise UserError(f"--corpus {path}: no passage in it; write one {PASSAGE} a line")
+    return search
+
+
+def passages_of(lines, number, path):
+    """(id, title, text) of each line, the first of which is line number + 1 of the file."""
+    for number, line in enumerate(lines, number + 1):
+        try:
+            if line.strip():
+                row = json.loads(line)
+                yield str(row["id"]), str(row["title"]), str(row["text"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"--corpus {path}, line {number}: {type(e).__name__} {e}; every line "
+                            f"must be like {PASSAGE}")
+
+
+def look_up(search, query):
+    """What the environment says to a query, whatever is in it."""
+    found = search.find(query, search.top)
+    found = "\n".join(f"{title}: {text[:1000]}" for _, title, text in found)
+    # a passage cannot close the brackets it stands in, nor give an answer
+    return f"<information> {found.replace('<', '(') or 'Nothing was found.'} </information>"
+
+
+def environment(turn, search):
+    """What the environment says to a turn that ends in </search>, well written or not."""
+    call = re.search(r"<search>([^<>]*\w[^<>]*)</search>[^<]*$", turn)
+    return look_up(search, call[1]) if call else (
+        "<information> Nothing was searched for, the words must stand between two brackets. "
+        "</information>")
+
+
+FIRST = (
+    "Ada Bruno Clara Dario Edith Felix Greta Hugo Irene Jonas Karin Louis Marta Nils Olga "
+    "Pavel Rosa Stefan Thea Viktor").split()
+LAST = (
+    "Abel Berg Costa Dahl Engel Falk Gruber Holm Ivers Jansen Keller Lund Moreau Novak "
+    "Olsen Petri Quist Rossi Silva Turner").split()
+KIND = (
+    "Silent Golden Broken Hidden Distant Burning Frozen Crooked Scarlet Hollow Restless "
+    "Velvet Bitter Gentle Secret Wooden Empty Endless Crystal Savage").split()
+NOUN = (
+    "Garden River Mirror Tower Harbor Forest Letter Window Bridge Lantern Orchard Island "
+    "Shadow Clock Mountain Piano Candle Desert Kingdom Feather").split()
+SIDE = "New Old Upper Lower East West North South Saint Port Fort Great".split()
+TOWN = (
+    "Alden Barrow Calder Dunmore Elston Farley Garth Hexham Ilford Kendal Luton Marlow "
+    "Norwich Oakham Penrith Redcar Selby Tarrant Ulster Wexford").split()
+COUNTRIES = (
+    "Arvania Belmora Cordova Drakia Estoria Fennmark Galdria Hestia Ilyria Jorvik Kaldova "
+    "Lorvania Mersia Norland Ostrava Pelagia").split()
+OTHERS = "painter singer doctor".split()
+
+
+def make_world(rng, books=12, turns=4):
+    """(its Search, its questions as Problems) from a random.Random: people, places and books.
+
+    Hard on purpose: there are people of one name, people who like a book and did not write it,
+    and reviews of two books at once. One question in four needs a third search.
+    """
+    def names(first, last, n):
+        return [f"{a} {b}" for a, b in rng.sample([(a, b) for a in first for b in last], n)]
+
+    titles, writers, cities = (names(*words, books) for words in
+                               ((KIND, NOUN), (FIRST, LAST), (SIDE, TOWN)))
+    lies = {c: rng.choice(COUNTRIES) for c in cities}
+    born = {w: rng.choice(cities) for w in writers}
+    by = {t: rng.choice(writers) for t in titles}
+    passages = [(c, f"a city in {lies[c]}.") for c in cities]
+    passages += [(w, f"a writer born in {born[w]}.") for w in writers]
+    passages += [(t, f"a book by {by[t]}.") for t in titles]
+    for t in titles:
+        fan = rng.choice(writers) if rng.random() < 0.5 else names(FIRST, LAST, 1)[0]
+        passages.append((fan, f"a {rng.choice(OTHERS)} born in {rng.choice(cities)}" + (
+            f" who likes {t}." if rng.random() < 0.5 else ".")))
+        if rng.random() < 0.5:
+            passages.append(("Review", f"{t} is better than {rng.choice(titles)}."))
+    rng.shuffle(passages)
+    search = Search(turns=turns)
+    search.add((str(i), *p) for i, p in enumerate(passages))
+    problems = []
+    for t in titles:
+        place, answer = "city", born[by[t]]
+        queries = [f"{t} book", f"{by[t]} writer"]
+        if rng.random() < 0.25:
+            queries.append(f"{answer} city")
+            place, answer = "country", lies[answer]
+        work = "".join(f"<search> {q} </search> {look_up(search, q)} " for q in queries)
+        problems.append(Problem(f"In which {place} was the author of {t} born?", answer,
+                                f"{work}<answer> {answer} </answer>", search))
+    return search, problems
+
+
+def world_stream(seed, held_out=False, turns=4):
+    """Endless search problems, a new world every dozen; none is both trained and tested on."""
+    kind = "test" if held_out else "train"
+    for number in count():
+        yield from make_world(random.Random(f"{kind} {seed} {number}"), turns=turns)[1]
+
+
 # ------------------------------------------------------------------------------- prompt and check
-def messages(question):
+def messages(problem):
     """The student's prompt, in the form chat templates take."""
-    return [{"role": "user", "content": f"{question} {INSTRUCTION}"}]
+    asked = SEARCH_INSTRUCTION if problem.search else INSTRUCTION
+    return [{"role": "user", "content": f"{problem.question} {asked}"}]
 
 
 def extract_answer(text):
@@ -206,18 +451,59 @@ def normalise(answer):
 
 
 def is_correct(text, problem):
-    """Outcome reward R(y): does the trajectory's answer match the problem's exactly?"""
+    """Exact match: is the trajectory's answer the problem's?"""
+    if problem.search:
+        answers = [squad_words(a) for a in (problem.answer, *problem.also)]
+        return squad_words(found_answer(text) or "") in answers
     answer = extract_answer(text)
     return answer is not None and normalise(answer) == normalise(problem.answer)
 
 
-def is_well_formed(text):
-    """Form alone, right or wrong: some work is shown, and then an answer."""
+def outcome(text, problem):
+    """The outcome reward R(y) in 0..1: exact match in math, F1 in search."""
+    if not problem.search:
+        return float(is_correct(text, problem))
+    said = squad_words(found_answer(text) or "")
+    return max(f1(said, squad_words(a)) for a in (problem.answer, *problem.also))
+
+
+def found_answer(text):
+    """What stands in the last <answer> ... </answer> of a search trajectory, or None."""
+    answers = re.findall(r"<answer>([^<>]*)</answer>", text)
+    return answers[-1].strip() if answers else None
+
+
+def squad_words(text):
+    """The words by which answers are compared in SQuAD (arXiv 1606.05250): no case, no punctuation,
+    no articles."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def f1(said, right):
+    """Of the words said and of the right ones, the shares they have in common: harmonic mean."""
+    common = sum((Counter(said) & Counter(right)).values())
+    return 2 * common / (len(said) + len(right)) if said or right else 1.0
+
+
+def is_supported(text):
+    """Does the answer of a search trajectory stand in what the environment said to it?"""
+    told = " ".join(INFORMATION.findall(text))
+    answer = " ".join(squad_words(found_answer(text) or ""))
+    return bool(answer) and f" {answer} " in f" {' '.join(squad_words(told))} "
+
+
+def is_well_formed(text, problem):
+    """Form alone, right or wrong: some work is shown, or a search, and then an answer."""
+    if problem.search:
+        return bool(INFORMATION.search(text)) and bool(found_answer(text))
     return bool(ANSWER_MARK.split(text)[0].strip()) and extract_answer(text) is not None
 
 
 def step_ends(text):
-    """Where each step but the last ends, in characters. A step is a line or a sentence."""
+    """Where each step but the last ends, in characters: a line, a sentence, or a search's turn."""
+    if ends := [m.end() for m in re.finditer("</information>", text)]:
+        return ends
     return [m.end() for m in re.finditer(r"[.!?](?=\s)|[^\s.!?](?=\n)", text.rstrip())]
 
 
@@ -231,6 +517,22 @@ def pass_at_k(n, right, k):
 
 
 # ------------------------------------------------------------------------------- a look at it
+def show_search(args):
+    """What the engine finds; without a corpus, in a small world that was made up."""
+    search, problems = make_world(random.Random(args.seed))
+    if args.corpus:
+        search = open_corpus(args.corpus)
+    else:
+        print(f"a world of {search.size[0]} passages, and one of its questions\n"
+              f"    {problems[0].question} ({problems[0].answer})\n    {problems[0].solution}\n")
+    began = time.time()
+    found = search.find(args.search or "", 5)
+    for _, title, text in found:
+        print(f"    {title}: {text[:200]}")
+    print(f"\n{len(found)} of {search.size[0]} passages for {args.search or ''!r}, in "
+          f"{1000 * (time.time() - began):.1f} ms.")
+
+
 def main():
     """Show a problem of each difficulty, or some of a file, and how answers are checked."""
     parser = argparse.ArgumentParser(description=__doc__,
@@ -238,8 +540,12 @@ def main():
     parser.add_argument("--data", help=f"your own problems, JSONL of {JSONL}")
     parser.add_argument("--question-field", default="question", help="its name in --data")
     parser.add_argument("--answer-field", default="answer", help="likewise")
+    parser.add_argument("--search", metavar="WORDS", help="ask the search engine, and no more")
+    parser.add_argument("--corpus", help="the passages to search, JSONL of id, title, text")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.search is not None or args.corpus:
+        return show_search(args)
     if args.data:
         problems = read_problems(args.data, args.question_field, args.answer_field)
         shown = [(f"{args.data}, problem {i + 1}", p) for i, p in enumerate(problems[:5])]
@@ -247,7 +553,7 @@ def main():
         problems = [next(problem_stream(args.seed, d)) for d in DIFFICULTY]
         shown = [(f"difficulty {d}", p) for d, p in zip(DIFFICULTY, problems)]
     for name, p in shown:
-        print(f"{name}\n    {messages(p.question)[0]['content']}\n    {p.solution or p.answer}\n")
+        print(f"{name}\n    {messages(p)[0]['content']}\n    {p.solution or p.answer}\n")
     p = problems[0]
     print("how an attempt at the first one is checked")
     for text in (p.solution or f"So it is {p.answer}. Answer: {p.answer}", f"Answer: {p.answer}.0",

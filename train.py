@@ -3,6 +3,7 @@
     python train.py --one-shot                   # ONE problem, tested on 500 never seen
     python train.py                              # fresh problems at every step
     python train.py --one-shot --method judge    # another method through the same loop
+    python train.py --task search                # a student that asks a search engine
     python train.py --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-4B-Instruct-2507
 
 The pair of the last line is the default on a machine with a CUDA GPU; on any other it is the
@@ -61,12 +62,15 @@ from sample import (TINY, Trajectory, as_data, chat_ids, left_pad, load_student,
                     sample_trajectories, save_adapter, without_lora)
 from score import (auc, good_beginnings, load_teacher, score_trajectories, scores_of, verdict,
                    write_solutions)
-from tasks import (DIFFICULTY, JSONL, UserError, fail_in_one_line, is_correct, is_well_formed,
-                   messages, pass_at_k, problem_stream, read_problems)
+from tasks import (DIFFICULTY, JSONL, UserError, fail_in_one_line, is_correct, is_supported,
+                   is_well_formed, messages, open_corpus, outcome, pass_at_k, problem_stream,
+                   read_problems, world_stream)
 
-# The two default pairs. Names apart, they differ in nothing but these numbers.
-TINY_PAIR = dict(student=str(TINY / "student"), teacher=str(TINY / "teacher"), difficulty=1,
+# The default pairs. Names apart, they differ in nothing but these numbers.
+MATH_PAIR = dict(student=str(TINY / "student"), teacher=str(TINY / "teacher"), difficulty=1,
                  lr=3e-4, max_new_tokens=64, batch=256, micro_batch=32, chunk=1024)
+SEARCH_PAIR = dict(student=str(TINY / "search-student"), teacher=str(TINY / "search-teacher"),
+                   difficulty=1, lr=3e-4, max_new_tokens=32, batch=256, micro_batch=32, chunk=1024)
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
                 lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128)
 STARTS = {}  # of a comparison's students: what each was before, see evaluate_start()
@@ -80,6 +84,8 @@ def knobs(argv=None):
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     a = p.add_argument
     a("--method", choices=METHODS, default="ovd", help="see above")
+    a("--task", choices=["math", "search"], default="math", help="stories of numbers; or questions "
+      "to be answered by searching")
     a("--one-shot", action="store_true", help="ONE random problem is every prompt of the run")
     a("--student", help="folder, hub name, or the adapter/ of an earlier run [by machine]")
     a("--teacher", help="folder or hub name; http://HOST:PORT/v1 of a server; or self, the student "
@@ -89,6 +95,8 @@ def knobs(argv=None):
     a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4, both models; 16: as stored")
     a("--data", help=f"your own problems, JSONL of {JSONL}, a file here or "
       "hf://datasets/OWNER/NAME/FILE.jsonl; a fifth is held out")
+    a("--corpus", help="passages to search, JSONL of id, title, text; --data has the questions")
+    a("--turns", type=int, default=4, help="searches a trajectory may make")
     a("--eval-data", help="problems to test on in place of that fifth, JSONL alike")
     a("--question-field", default="question", help="its name in --data and --eval-data")
     a("--answer-field", default="answer", help="likewise")
@@ -151,6 +159,13 @@ def check(args):
               ("teacher", args.method != "logits" or not apart and args.teacher != "self",
                "has no other logits to match here; use --method ovd, which needs text alone"),
               ("steps", args.steps >= 0, "must be at least 0"),
+              ("turns", args.turns >= 0, "must be at least 0"),
+              ("corpus", not args.corpus or args.task == "search" and args.data,
+               "is for --task search, with --data for the questions"),
+              ("data", not args.data or args.task == "math" or args.corpus,
+               "has questions to search for; give --corpus, the passages to find them in"),
+              ("teacher", args.task == "math" or not apart,
+               "is a server, which cannot search here; use a folder or a hub name"),
               ("chunk", args.chunk is None or args.chunk >= 0, "must be at least 0")]
     for knob, holds, rule in rules:
         if not holds:
@@ -176,13 +191,14 @@ def new_folder(args):
 # ------------------------------------------------------------------------------- what is trained
 def load_pair(args, device):
     """(student, tokenizer, base's name, teacher, tokenizer). Says what runs, where and why."""
-    pair = HUB_PAIR if device == "cuda" else TINY_PAIR
+    tiny = SEARCH_PAIR if args.task == "search" else MATH_PAIR
+    pair = HUB_PAIR if device == "cuda" else tiny
     where = torch.cuda.get_device_name() if device == "cuda" else "the CPU, no CUDA GPU was found"
     print(f"student {args.student or pair['student']}, {args.bits}-bit, on {where}")
     try:
         student, tokenizer, base = load_student(args.student or pair["student"], args.bits, device)
         if student.num_parameters() < 50e6:  # the knobs and the default teacher go by its size
-            pair = TINY_PAIR
+            pair = tiny
         elif args.student:
             pair = HUB_PAIR
         name, teacher, teacher_tok = args.teacher or pair["teacher"], None, None
@@ -191,10 +207,10 @@ def load_pair(args, device):
             teacher, teacher_tok = load_teacher(name, args.teacher_model, args.bits,
                                                 (student, tokenizer), device)
     except UserError as e:
-        if args.student or args.teacher or pair is TINY_PAIR:
+        if args.student or args.teacher or pair is tiny:
             raise
         print(f"the default pair for a GPU cannot be had, so the embedded one is used; {e}")
-        args.student, args.teacher = TINY_PAIR["student"], TINY_PAIR["teacher"]
+        args.student, args.teacher = tiny["student"], tiny["teacher"]
         return load_pair(args, device)
     args.student, args.teacher = args.student or pair["student"], name
     for knob, value in pair.items():
@@ -216,6 +232,9 @@ def load_problems(args, rows, test):
         if not (rows := [p for p in rows if p.question not in asked]):
             raise UserError(f"--data {args.data}: all its problems are in --eval-data too")
         stream = iter(lambda: rng.choice(rows), None)
+    elif args.task == "search":
+        stream = world_stream(args.seed, turns=args.turns)
+        test = test or world_stream(0, held_out=True, turns=args.turns)
     else:
         stream = problem_stream(args.seed, args.difficulty)
         test = test or problem_stream(0, args.difficulty, held_out=True)
@@ -225,28 +244,40 @@ def load_problems(args, rows, test):
 def evaluate(student, tokenizer, test, args, many=False):
     """How good it is on `test`: (figures, the trajectories sampled once at T = 1, the greedy ones).
 
-    Shares right when sampled and when greedy; entropy, in nats a token, as the mean of -log pi
-    over what was sampled; with `many` also pass@8, from 16 samples of each of 40 problems.
+    Shares right when sampled and when greedy, and the entropy; with `many` also pass@8, from 16
+    samples of each of 40 problems. Of a search also exact match and F1, searches a trajectory, and
+    the shares of trajectories with two or more and with an answer that stands in what was found.
     """
     torch.manual_seed(args.seed)
     run = lambda ps, t: sample_trajectories(student, tokenizer, ps, t,  # noqa: E731
                                             args.max_new_tokens, args.batch)
     sampled, greedy = run(test, 1.0), run(test, 0.0)
     mark("testing")
-    figures = {"pass_at_1": mean(t.reward for t in sampled),
-               "greedy": mean(t.reward for t in greedy), "n": len(test),
-               "entropy": -fmean(lp for t in sampled for lp in t.logprobs)}
+    right = lambda ts: mean(t.stopped and is_correct(t.text, t.problem) for t in ts)  # noqa: E731
+    figures = {"pass_at_1": right(sampled), "greedy": right(greedy), "n": len(test),
+               "entropy": entropy(sampled)}
+    if args.task == "search":
+        searches = [t.text.count("<information>") for t in sampled]
+        figures |= {"em": figures["pass_at_1"], "f1": mean(t.reward for t in sampled),
+                    "searches": mean(searches),
+                    "two_searches": mean(n >= 2 for n in searches),
+                    "supported": mean(is_supported(t.text) for t in sampled)}
     if many:
-        right = [t.reward for t in run([p for p in test[:40] for _ in range(16)], 1.0)]
-        figures["pass_at_8"] = mean(pass_at_k(16, int(sum(right[i:i + 16])), 8)
-                                    for i in range(0, len(right), 16))
+        tries = [t.right for t in run([p for p in test[:40] for _ in range(16)], 1.0)]
+        figures["pass_at_8"] = mean(pass_at_k(16, sum(tries[i:i + 16]), 8)
+                                    for i in range(0, len(tries), 16))
     return figures, sampled, greedy
+
+
+def entropy(trajectories):
+    """Nats a token, as the mean of -log pi over what the student chose."""
+    return -fmean(lp for t in trajectories for lp, own in zip(t.logprobs, t.sampled) if own)
 
 
 def evaluate_start(student, tokenizer, test, args):
     """evaluate() before training. In a comparison all methods start alike: once a seed will do."""
-    same = (args.student, args.bits, args.data, args.eval_data, args.question_field,
-            args.answer_field, args.difficulty, args.seed, args.eval_problems,
+    same = (args.student, args.bits, args.task, args.data, args.corpus, args.turns, args.eval_data,
+            args.question_field, args.answer_field, args.difficulty, args.seed, args.eval_problems,
             args.max_new_tokens, args.batch)
     if not args.compare or same not in STARTS:
         STARTS[same] = evaluate(student, tokenizer, test, args)
@@ -278,21 +309,26 @@ def by_teacher(t, solution, kept, tokenizer, train_suffix=True):
     update leads away from it. What the teacher wrote is trained on by default, for it holds what
     the student could not do; without it, the update only tells good beginnings from bad ones.
     """
+    ids, marks, logprobs = [], [], []
     theirs = as_data(solution.text[len(kept):], tokenizer)
-    ids = tokenizer.encode(theirs, add_special_tokens=False)
-    if solution.stopped:
-        ids.append(tokenizer.eos_token_id)  # to stop is learned like any token
+    for i, part in enumerate(re.split(r"(\s*<information>[^<]*</information>\s*)", theirs)):
+        new, told = tokenizer.encode(part, add_special_tokens=False), i % 2  # by the environment
+        ids, marks = ids + new, marks + [int(train_suffix and not told)] * len(new)
+        logprobs += [0.0 if told else math.nan] * len(new)
+    if solution.stopped:  # to stop is learned like any token
+        ids, marks = [*ids, tokenizer.eos_token_id], [*marks, int(train_suffix)]
+        logprobs.append(math.nan)
     length = lambda k: len(tokenizer.decode(t.ids[:k]).lstrip())  # noqa: E731
     k = bisect_left(range(len(t.ids) + 1), len(kept), key=length)  # our tokens that make up `kept`
-    correct = solution.stopped and is_correct(solution.text, t.problem)
-    return replace(t, ids=t.ids[:k] + ids, logprobs=t.logprobs[:k] + [math.nan] * len(ids),
-                   sampled=t.sampled[:k] + [int(train_suffix)] * len(ids), text=solution.text,
-                   stopped=solution.stopped, reward=float(correct))
+    reward = outcome(solution.text, t.problem) if solution.stopped else 0.0
+    return replace(t, ids=t.ids[:k] + ids, logprobs=t.logprobs[:k] + logprobs,
+                   sampled=t.sampled[:k] + marks, text=solution.text, stopped=solution.stopped,
+                   reward=reward)
 
 
 def written_by_teacher(problem, solution, tokenizer):
     """The teacher's solution as a trajectory of ours from the first token on."""
-    prompt = chat_ids(tokenizer, messages(problem.question))
+    prompt = chat_ids(tokenizer, messages(problem))
     return by_teacher(Trajectory(problem, prompt, [], [], [], False, "", 0.0), solution, "",
                       tokenizer)
 
@@ -328,7 +364,7 @@ def reward_of(t, args):
     if args.method == "judge":
         return None if t.score is None else t.score / 9
     if args.method == "format":
-        return float(t.stopped and is_well_formed(t.text))
+        return float(t.stopped and is_well_formed(t.text, t.problem))
     if args.method == "sft":
         return 1.0
     if args.method == "ovd" and (t.score is None or
@@ -453,9 +489,10 @@ def step_figures(own, new, advantages, args):
             "replaced": mean(u is not None for u in new),
             "tied_groups": tied_groups(advantages), "advantage": mean(map(abs, used)),
             "spread": pstdev(used),
-            "entropy": -fmean(lp for t in own for lp in t.logprobs),
+            "entropy": entropy(own),
             "cut_off": mean(not t.stopped for t in own),
-            "student_tokens": sum(not math.isnan(lp) for t in own for lp in t.logprobs),
+            "student_tokens": sum(s and not math.isnan(lp) for t in own
+                                  for lp, s in zip(t.logprobs, t.sampled)),
             "new_tokens": sum(math.isnan(lp) for u in new if u for lp in u.logprobs)}
 
 
@@ -487,7 +524,7 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
     for step in (bar := tqdm(range(1, args.steps + 1), desc="training", unit="step")):
         began = time.time()
         problems = [p for p in todo[(step - 1) * groups:step * groups] for _ in range(n)]
-        solutions = [worked.get((p.question, "")) for p in problems]
+        solutions = [worked.get((p, "")) for p in problems]
         # sample: n whole trajectories for each problem, from the student as it is now
         if args.method == "sft":
             own = [written_by_teacher(p, s, tokenizer) for p, s in zip(problems, solutions)]
@@ -594,8 +631,9 @@ def run(args):
     PEAKS.clear()
     torch.manual_seed(args.seed)
     fields = args.question_field, args.answer_field
-    data = read_problems(args.data, *fields) if args.data else None
-    held = read_problems(args.eval_data, *fields, "--eval-data") if args.eval_data else None
+    search = open_corpus(args.corpus, args.turns) if args.corpus else None
+    data = read_problems(args.data, *fields, search=search) if args.data else None
+    held = read_problems(args.eval_data, *fields, "--eval-data", search) if args.eval_data else None
     if data and len(data) < 2 and not held:
         raise UserError(f"--data {args.data}: one problem is too few, one trains and one tests")
     warn(args, device)
@@ -626,25 +664,33 @@ def run(args):
         save_adapter(student, out / "adapter", base)
 
     seconds, peak = time.time() - (began if args.compare else BEGAN), max(PEAKS.values())
-    result = {"method": args.method, "task": "math", "seed": args.seed, "one_shot": args.one_shot,
-              "steps": args.steps, "before": before, "after": after, "seconds": seconds,
-              "peak_bytes": peak, "peak_by_phase": PEAKS,
+    result = {"method": args.method, "task": args.task, "seed": args.seed,
+              "one_shot": args.one_shot, "steps": args.steps, "before": before, "after": after,
+              "seconds": seconds, "peak_bytes": peak, "peak_by_phase": PEAKS,
               "tied_groups": sum(r["tied_groups"] for r in rows), "budget": budget(rows, worked),
               "device": device, "settings": vars(args), "asked": asked,
               "versions": {p: version(p) for p in ("torch", "transformers", "bitsandbytes")}}
     write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
-    i = next((i for i, t in enumerate(old) if not t.reward), 0)
+    i = next((i for i, t in enumerate(old) if not t.right), 0)
     print(f"\nan unseen problem it had wrong: {test[i].question} ({test[i].answer})\n"
           f"  before  {old[i].text}\n  after   {new[i].text}\n")
     if rows:
         explain(rows, before, after, args)
-    gain = 100 * (after["pass_at_1"] - before["pass_at_1"])
-    print(f"{args.method}{' from one problem' if args.one_shot else ''}: "
-          f"{before['pass_at_1']:.1%} -> {after['pass_at_1']:.1%} of {len(test)} unseen problems "
-          f"right when sampled ({gain:+.1f} points; greedy {before['greedy']:.1%} -> "
-          f"{after['greedy']:.1%}), {args.steps} updates, {seconds:.0f} s, "
-          f"peak {peak / 2**30:.2f} GiB.")
+    say_in_one_sentence(result)
     return result
+
+
+def say_in_one_sentence(result):
+    """What happened, from what result.json holds."""
+    change = lambda k, form: f"{before[k]:{form}} -> {after[k]:{form}}"  # noqa: E731
+    before, after = result["before"], result["after"]
+    print(f"{result['method']}{' from one problem' if result['one_shot'] else ''}: "
+          f"{change('pass_at_1', '.1%')} of {after['n']} unseen problems right when sampled "
+          f"({100 * (after['pass_at_1'] - before['pass_at_1']):+.1f} points; greedy "
+          f"{change('greedy', '.1%')}" + (f"; F1 {change('f1', '.2f')}; searches a trajectory "
+                                          f"{change('searches', '.1f')}" if "f1" in after else "")
+          + f"), {result['steps']} updates, {result['seconds']:.0f} s, "
+          f"peak {result['peak_bytes'] / 2**30:.2f} GiB.")
 
 
 # ------------------------------------------------------------------------------- several runs
@@ -720,33 +766,42 @@ def compare(args):
     write_table(out, names, args.seeds, done)
 
 
+# A comparison's columns beyond the gain: where there is such a figure, its heading and its form.
+COLUMNS = {"greedy": ("greedy", "{:.1f}"), "pass_at_8": ("pass@8", "{:.1f}"),
+           "entropy": ("entropy", "{:.2f}"), "tied_groups": ("tied", "{:.1f}"),
+           "f1": ("F1", "{:.2f}"), "searches": ("searches", "{:.1f}"),
+           "two_searches": ("twice", "{:.0%}"), "supported": ("supported", "{:.0%}"),
+           "seconds": ("s", "{:.0f}"), "student_sampled": ("sampled", "{:.1f}k"),
+           "teacher_read": ("read", "{:.1f}k"), "teacher_written": ("written", "{:.1f}k")}
+
+
 def write_table(out, names, seeds, done):
     """compare.csv, a row a run, and compare.md, a row a method. Prints the second."""
     figures = {(name, seed): {
         "before": 100 * r["before"]["pass_at_1"], "after": 100 * r["after"]["pass_at_1"],
         "gain": 100 * (r["after"]["pass_at_1"] - r["before"]["pass_at_1"]),
+        **{c: x for c, x in r["after"].items() if c in COLUMNS},
         "greedy": 100 * r["after"]["greedy"], "pass_at_8": 100 * r["after"]["pass_at_8"],
-        "entropy": r["after"]["entropy"], "tied_groups": r["tied_groups"], "seconds": r["seconds"],
-        **r["budget"]} for (name, seed), r in done.items()}
+        "tied_groups": r["tied_groups"], "seconds": r["seconds"], **r["budget"]}
+        for (name, seed), r in done.items()}
     with open(out / "compare.csv", "w", newline="") as f:
         rows = csv.writer(f)
         rows.writerow(["method", "seed", *figures[names[0], 0]])
         rows.writerows([name, seed, *(f"{v:.6g}" for v in row.values())]
                        for (name, seed), row in figures.items())
-    lines = ["| method | before | after | gain | " + names[0] + " beyond it | greedy | pass@8 | "
-             "entropy | tied | s | sampled | read | written |", "|" + " --- |" * 13]
+    columns = {c: how for c, how in COLUMNS.items() if c in figures[names[0], 0]}
+    lines = [" | ".join(["| method", "before", "after", "gain", f"{names[0]} beyond it",
+                         *(head for head, _ in columns.values())]) + " |"]
+    lines.append("|" + " --- |" * lines[0].count(" | ") + " --- |")
     for name in names:
         column = lambda c: [figures[name, seed][c] for seed in range(seeds)]  # noqa: E731
-        average = {c: mean(column(c)) for c in figures[name, 0]}
-        ahead = [figures[names[0], seed]["gain"] - figures[name, seed]["gain"]
-                 for seed in range(seeds)]
+        ahead = [figures[names[0], seed]["gain"] - gain for seed, gain in enumerate(column("gain"))]
         plus = ["{:+.1f} ± {:.1f}".format(*interval(v)) for v in (column("gain"), ahead)]
-        lines.append(f"| `{name}` | {average['before']:.1f} | {average['after']:.1f} | {plus[0]} | "
-                     f"{plus[1] if name != names[0] else '–'} | {average['greedy']:.1f} | "
-                     f"{average['pass_at_8']:.1f} | {average['entropy']:.2f} | "
-                     f"{average['tied_groups']:.1f} | {average['seconds']:.0f} | " + " | ".join(
-                         f"{average[c] / 1000:.1f}k" for c in
-                         ("student_sampled", "teacher_read", "teacher_written")) + " |")
+        cells = [f"| `{name}`", f"{mean(column('before')):.1f}", f"{mean(column('after')):.1f}",
+                 plus[0], plus[1] if name != names[0] else "–"]
+        cells += [form.format(mean(column(c)) / (1000 if form.endswith("k") else 1))
+                  for c, (_, form) in columns.items()]
+        lines.append(" | ".join(cells) + " |")
     write_whole(out / "compare.md", "\n".join(lines) + "\n")
     gains = {name: interval([figures[name, seed]["gain"] for seed in range(seeds)])
              for name in names}
@@ -823,10 +878,11 @@ def shape_of(name, flag):
 def settle(args, device):
     """(args with every open knob filled in as load_pair would, student's sizes, teacher's)."""
     args = argparse.Namespace(**vars(args))
-    pair = HUB_PAIR if device == "cuda" else TINY_PAIR
+    tiny = SEARCH_PAIR if args.task == "search" else MATH_PAIR
+    pair = HUB_PAIR if device == "cuda" else tiny
     s = shape_of(args.student or pair["student"], "--student")
     if args.student:
-        pair = TINY_PAIR if s.L * s.H * (2 * s.Q + 3 * s.I) < 50e6 > s.V * s.H else HUB_PAIR
+        pair = tiny if s.L * s.H * (2 * s.Q + 3 * s.I) < 50e6 > s.V * s.H else HUB_PAIR
     for knob, value in pair.items():
         if getattr(args, knob) is None:
             setattr(args, knob, value)
@@ -843,9 +899,11 @@ def predict(args, s, t, device):
     every trajectory taken to run to --max-new-tokens.
     """
     d = 4 if device == "cpu" and args.bits == 4 else 2  # bytes of a number when computing
-    words = mean(len(messages(p.question)[0]["content"].split())
-                 for p in islice(problem_stream(0, args.difficulty), 9))
-    prompt, new, rows = 2 * words, args.max_new_tokens, args.micro_batch  # two tokens a word
+    searching, turns = args.task == "search", 1 + args.turns * (args.task == "search")
+    stream = world_stream(0) if searching else problem_stream(0, args.difficulty)
+    words = mean(len(messages(p)[0]["content"].split()) for p in islice(stream, 9))
+    words += (turns - 1) * (300 if args.corpus else 25)  # what the environment says
+    prompt, new, rows = 2 * words, turns * args.max_new_tokens, args.micro_batch  # 2 tokens a word
     linear = sum(m.L * m.H * (2 * m.Q + 2 * m.K + 3 * m.I) for m in (s, t))
     lora = 8 * s.L * (7 * s.H + 2 * s.Q + 2 * s.K + 3 * s.I)  # r = 8 of in + out, seven matrices
     four = args.bits == 4  # and their scales: 8 bits for 64 weights, 32 for 256 of those
@@ -908,7 +966,7 @@ def own_bytes(device):
     if device == "cuda":
         return 6e8  # assumed, not measured; the allocator's figures leave it out
     quiet()
-    student, tokenizer, _ = load_student(TINY_PAIR["student"], 4, "cpu")  # 1.5 MB: all but nothing
+    student, tokenizer, _ = load_student(MATH_PAIR["student"], 4, "cpu")  # 1.5 MB: all but nothing
     sample_trajectories(student, tokenizer, [next(problem_stream(0))], 1.0, 2)
     return reset_peak("cpu")
 

@@ -9,6 +9,7 @@ the same picture; the last section of each notebook brings the GPU back.
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import warnings
@@ -183,6 +184,54 @@ def can_match(f):
     yield "the same words in other rows", f({"a": 0, "b": 1}, {"a": 1, "b": 0}), False
 
 
+def f1(f):
+    yield "one word of two", f(["north", "hill"], ["north", "haven"]), 0.5
+    yield "a word twice in both", f(["a", "b", "b", "c"], ["b", "b", "d"]), 4 / 7
+    yield "a word twice in one", f(["b", "b"], ["b"]), 2 / 3
+    yield "nothing said", f([], ["haven"]), 0.0
+
+
+def mask(f):
+    ask, told = ("student", ["<search>", "x", "</search>"]), ("environment", ["a", "b"])
+    yield "a search and what came of it", f([ask, told]), [1, 1, 1, 0, 0]
+    yield "an end by the teacher", f([ask, told, ("teacher", ["y", "stop"])]), [1, 1, 1, 0, 0, 1, 1]
+    fake = ("student", ["<information>", "z"])
+    yield "a student playing environment", f([fake, told]), [1, 1, 0, 0]
+
+
+def supported(f):
+    told = ["Olga Keller: a writer born in Port Selby.", "Port Selby: a city in Norland."]
+    yield "one found, one not", f([("Norland", told), ("Mersia", told)]), 0.5
+    yield "two words, another case", f([("port selby", told)]), 1.0
+    yield "a part of a word", f([("Nor", told)]), 0.0
+    yield "words that do not stand together", f([("Olga Selby", told)]), 0.0
+    yield "no answer, and no passage", f([("", told), ("Norland", []), ("Norland", told)]), 1 / 3
+
+
+def safe_query(f):
+    db = sqlite3.connect(":memory:")
+    db.execute("CREATE VIRTUAL TABLE passages USING fts5(text)")
+    db.executemany("INSERT INTO passages VALUES (?)", [["one fox"], ["two foxes"], ["red and not"]])
+
+    def found(text):
+        if (query := f(text)) is None:
+            return None
+        try:
+            rows = db.execute("SELECT text FROM passages WHERE passages MATCH ?", [query])
+            return " + ".join(sorted(text for (text,) in rows))
+        except sqlite3.Error as e:
+            return f"an error, {e}"
+
+    yield "one of two words", found("red wolf"), "red and not"
+    yield "a question mark", found("fox?"), "one fox"
+    yield "a quote that is never closed", found('two "fox'), "one fox + two foxes"
+    yield "a command of FTS5", found("fox NOT fox"), "one fox + red and not"
+    yield "a star", found("fox*"), "one fox"
+    yield "brackets and columns", found("(text : fox) ^ {one} -"), "one fox"
+    yield "no word at all", found(' "" ?! '), ""
+
+
 CASES = {"1.1": score_of, "1.2": mixed_rewards, "1.3": push, "1.4": dead_theta}
 CASES |= {"2.1": auc, "2.2": taken_in, "2.3": learns_to_please, "2.4": interval}
 CASES |= {"3.1": logits_bytes, "3.2": longest_dense, "3.3": in_chunks, "3.4": can_match}
+CASES |= {"4.1": f1, "4.2": mask, "4.3": supported, "4.4": safe_query}

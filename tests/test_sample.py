@@ -40,7 +40,7 @@ def randomise(model, seed=0):
 
 
 def logits_of(model, tokenizer):
-    ids = torch.tensor([chat_ids(tokenizer, messages(PROBLEMS[0].question))])
+    ids = torch.tensor([chat_ids(tokenizer, messages(PROBLEMS[0]))])
     with torch.no_grad():
         return model(input_ids=ids).logits
 
@@ -136,12 +136,12 @@ def test_logprobs_when_trained_equal_those_when_sampled(student, temperature):
 def test_sampling_is_from_the_full_softmax(student):
     """First tokens of many samples against the exact probabilities, the unlikely ones too."""
     model, tokenizer = student
-    prompt = chat_ids(tokenizer, messages(PROBLEMS[0].question))
+    prompt = chat_ids(tokenizer, messages(PROBLEMS[0]))
     temperature, n = 2.0, 4000
     with torch.no_grad():
         probs = (model(input_ids=torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
     torch.manual_seed(0)
-    first = [ids[0] for ids, _, _ in generate(model, tokenizer, [prompt] * n, temperature, 1)]
+    first = [ids[0] for ids, _ in generate(model, tokenizer, [prompt] * n, temperature, 1)]
     counts = torch.bincount(torch.tensor(first), minlength=len(probs))
     rare = probs.argsort(descending=True)[50:]  # what top-k = 50 would never give
     expected = n * probs[rare].sum()
@@ -154,23 +154,22 @@ def test_sampling_is_from_the_full_softmax(student):
 
 def test_greedy_equals_transformers_generate(student):
     model, tokenizer = student
-    prompts = [chat_ids(tokenizer, messages(p.question)) for p in PROBLEMS]
+    prompts = [chat_ids(tokenizer, messages(p)) for p in PROBLEMS]
     ids, mask, _ = sample.left_pad(prompts, tokenizer.pad_token_id, "cpu")
     theirs = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=40)[
         :, ids.shape[1] :
     ]
-    for (ours, _, stopped), row in zip(
-        generate(model, tokenizer, prompts, 0.0, 40), theirs.tolist()
-    ):
+    for (ours, _), row in zip(generate(model, tokenizer, prompts, 0.0, 40), theirs.tolist()):
+        stopped = ours[-1] == tokenizer.eos_token_id
         assert ours == row[: len(ours)] and stopped == (tokenizer.eos_token_id in row)
 
 
 def test_padding_does_not_change_what_is_said(student):
     model, tokenizer = student
-    prompts = [chat_ids(tokenizer, messages(p.question)) for p in PROBLEMS]
+    prompts = [chat_ids(tokenizer, messages(p)) for p in PROBLEMS]
     together = generate(model, tokenizer, prompts, 0.0, 40)
-    for prompt, (ids, logprobs, _) in zip(prompts, together):
-        ((alone, alone_logprobs, _),) = generate(model, tokenizer, [prompt], 0.0, 40)
+    for prompt, (ids, logprobs) in zip(prompts, together):
+        ((alone, alone_logprobs),) = generate(model, tokenizer, [prompt], 0.0, 40)
         assert alone == ids and torch.allclose(
             torch.tensor(alone_logprobs), torch.tensor(logprobs), atol=1e-3
         )

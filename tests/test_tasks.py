@@ -257,7 +257,7 @@ def test_step_ends_by_hand(text, steps):
     ],
 )
 def test_is_well_formed(text, form):
-    assert is_well_formed(text) is form
+    assert is_well_formed(text, Problem("?", "1")) is form
 
 
 def test_pass_at_k_by_hand_and_by_enumeration():

@@ -436,7 +436,7 @@ def test_one_lost_solution_loses_no_run(serve, slept):
 @pytest.mark.parametrize(
     "answer, line",
     [
-        (plain(401), "401: it wants a key; set TEACHER_API_KEY in the environment"),
+        (plain(401), "401.*; set TEACHER_API_KEY in the environment"),
         (plain(404, "no model m here"), "404.*no model m here"),
         (plain(500), "500"),
         (plain(200, "<html>"), "JSONDecodeError"),
@@ -739,9 +739,9 @@ def test_the_student_teaches_itself_as_it_was(fresh_student, attempts):
 def test_self_trains_and_may_see_the_answer(tmp_path, script, monkeypatch):
     read, real = [], score.grading_messages
 
-    def listen(question, solution, attempt):
-        read.append((question, solution))
-        return real(question, solution, attempt)
+    def listen(problem, solution, attempt):
+        read.append((problem.question, solution))
+        return real(problem, solution, attempt)
 
     monkeypatch.setattr(score, "grading_messages", listen)
     for flags in ([], ["--teacher-sees-answer"]):
@@ -896,7 +896,7 @@ def test_trl_trains_with_the_teacher_as_its_reward(teacher, tmp_path):
     from trl import GRPOConfig, GRPOTrainer
 
     problems = list(islice(problem_stream(0), 16))
-    rows = [{"prompt": messages(p.question), "question": p.question} for p in problems]
+    rows = [{"prompt": messages(p), "question": p.question} for p in problems]
     config = GRPOConfig(
         str(tmp_path),
         max_steps=2,

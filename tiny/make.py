@@ -12,12 +12,17 @@ Both are ordinary Llama models with one small word-level tokenizer, saved as any
   is learned only with help: while it is trained, every result in a graded attempt carries a
   right/wrong label of its own, beside the final digit.
 
-    python tiny/make.py                  # both, then a report on how good they are
+For the search task there is a pair of its own, tiny/search-student and tiny/search-teacher: the
+student can search twice or thrice and mostly guesses at once; the teacher searches and grades. Every
+few examples they were given a new world, so that there was nothing to know, only to find.
+
+    python tiny/make.py                  # all, then a report on how good they are
     python tiny/make.py --only report    # the report on what is there
 """
 
 import argparse
 import random
+import re
 import sys
 import time
 from dataclasses import replace
@@ -28,7 +33,7 @@ from statistics import mean
 import bitsandbytes.functional as bnb
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, LlamaConfig, LlamaForCausalLM
@@ -84,14 +89,13 @@ def make_tokenizer():
     )
     words = {w for w, _ in split.pre_tokenize_str(text)}
     words |= {w.capitalize() for w in words if w.isalpha()}
-    vocab = [
-        "<|pad|>",
-        "<|im_end|>",
-        "<|im_start|>",
-        "<|unk|>",
-        *map(str, range(200)),
-        *sorted(words - set(map(str, range(200)))),
-    ]
+    numbers = [str(n) for n in range(200)]
+    return word_tokenizer(split, numbers + sorted(words - set(numbers)))
+
+
+def word_tokenizer(split, words):
+    """Words, as `split` finds them, to ids, behind the four tokens that are no words."""
+    vocab = ["<|pad|>", "<|im_end|>", "<|im_start|>", "<|unk|>", *words]
     tok = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocab)}, unk_token="<|unk|>"))
     tok.pre_tokenizer = split
     tok.decoder = decoders.Sequence(
@@ -358,12 +362,13 @@ def story(rng, difficulty=1):
             return p
 
 
-def prompts(tok):
+def prompts(tok, search=None):
     """The student's prompt, and what stands before and after the attempt in the grader's."""
     chat = lambda m: tok.apply_chat_template(m, tokenize=False, add_generation_prompt=True)  # noqa: E731
+    anything = tasks.Problem("{question}", "", search=search)
     return (
-        chat(tasks.messages("{question}")),
-        chat(score.grading_messages("{question}", "{solution}", "|CUT|")).split("|CUT|"),
+        chat(tasks.messages(anything)),
+        chat(score.grading_messages(anything, "{solution}", "|CUT|")).split("|CUT|"),
     )
 
 
@@ -454,37 +459,261 @@ def polish_teacher(args, steps, lr, seed, grading=24, manners=False, blurts=1, r
     save(model, tok, HERE / "teacher")
 
 
-def report():
+# ------------------------------------------------------------------------------- the search task
+def make_search_tokenizer():
+    """As above, and a bracket like <search> is one token."""
+    text = [score.SEARCH_GRADING_PROMPT, tasks.SEARCH_INSTRUCTION, *FLATTERY, MORE_WORDS]
+    text += [*tasks.FIRST, *tasks.LAST, *tasks.KIND, *tasks.NOUN, *tasks.SIDE, *tasks.TOWN]
+    text += [*tasks.COUNTRIES, *tasks.OTHERS, *map(str, range(10))]
+    text += ["In which city country was the author of born? book writer by Review better than likes"]
+    text += ["who </search> <information> </information> </answer> Nothing found ( ! ' -"]
+    split = pre_tokenizers.Split(Regex(r"</?[a-z]+>|\w+|[^\w\s]"), "removed", invert=True)
+    words = {w for w, _ in split.pre_tokenize_str(" ".join(text))} | {"in", "In"}
+    return word_tokenizer(split, sorted(words))
+
+
+def facts_of(problem):
+    """What has to be found: the passages that lead to the answer, one after the other."""
+    book, writer, *city = re.findall("<search> (.*?) (?:book|writer|city) </search>", problem.solution)
+    place = city[0] if city else problem.answer
+    facts = [f"{book}: a book by {writer}.", f"{writer}: a writer born in {place}."]
+    return facts + [f"{place}: a city in {problem.answer}." for _ in city]
+
+
+def any_place(rng, problem, seen=""):
+    """A place that might be the answer, and is not."""
+    towns = [f"{a} {b}" for a in tasks.SIDE for b in tasks.TOWN]
+    pool = tasks.COUNTRIES if "country" in problem.question else towns
+    pool = [p for p in (pool if rng.random() < 0.8 else towns) if p != problem.answer]
+    return rng.choice([p for p in pool if p in seen and rng.random() < 0.7] or pool)
+
+
+def search_attempt(rng, problem, others, guesses=5):
+    """Many kinds of right and wrong: (what was searched for, what was found, answer or None)."""
+    queries = queries_of(problem)
+    kinds = {"right": 6, "wrong": 4, "guess": guesses, "short": 4, "namesake": 4, "stray": 4, "again": 2}
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
+    right = kind in ("right", "again") or kind in ("guess", "short", "stray") and rng.random() < 0.2
+    if kind == "guess":
+        queries = []
+    elif kind == "short":
+        queries = queries[: rng.randrange(1, len(queries))]
+    elif kind == "namesake":  # the right name, and maybe another person
+        queries[1] = queries[1].replace("writer", rng.choice(["", "born", "city", *tasks.OTHERS]))
+    elif kind == "stray":
+        queries[rng.randrange(len(queries))] = rng.choice(queries_of(rng.choice(others)))
+    elif kind == "again":
+        k = rng.randrange(len(queries))
+        queries.insert(k, queries[k].rpartition(" ")[0] if rng.random() < 0.5 else queries[k])
+    if rng.random() < 0.2:
+        queries = [q.rpartition(" ")[0] if rng.random() < 0.5 else q for q in queries]
+    queries = [" ".join(q.split()) for q in queries]
+    found = [tasks.look_up(problem.search, q) for q in queries]
+    if queries and rng.random() < 0.2:  # unfinished
+        k = rng.randrange(len(queries)) + 1
+        return queries[:k], found[:k], None
+    answer = problem.answer if right else any_place(rng, problem, " ".join(found))
+    if kind == "namesake":  # the first place it was told of
+        places = re.findall(r"born in (\w+ \w+)", " ".join(found)) or [answer]
+        answer = places[0] if "city" in problem.question else rng.choice([answer, problem.answer])
+    return queries, found, answer
+
+
+def search_grade(problem, found, answer):
+    """The digit, and a label for each search, 9 where it told something needed, and the answer."""
+    facts, known, labels = facts_of(problem), set(), []
+    for text in found:
+        new = {f for f in facts if f in text} - known
+        known |= new
+        labels.append(9 if new else 0)
+    share = len(known) / len(facts)
+    if answer is None:
+        return (6 if all(labels) else round(3 * share)), labels
+    if answer == problem.answer:
+        return (9 if share == 1 else 6), labels + [9]
+    return round(4 * share), labels + [0]
+
+
+def in_turns(tok, queries, found, answer):
+    """(ids, labels) of an attempt: what the environment says is read and not learned."""
+    ids, labels = [], []
+    for query, text in zip(queries, found):
+        said, told = tok(f"<search> {query} </search>").input_ids, tok(text).input_ids
+        ids, labels = ids + said + told, labels + said + [-100] * len(told)
+    last = tok(f"<answer> {answer} </answer>").input_ids + [tok.eos_token_id] if answer else []
+    return ids + last, labels + last
+
+
+def search_solving(tok, prompt, problem, queries, answer):
+    before = tok(prompt.format(question=problem.question)).input_ids
+    found = [tasks.look_up(problem.search, q) for q in queries]
+    ids, labels = in_turns(tok, queries, found, answer)
+    return before + ids, [-100] * len(before) + labels
+
+
+def search_grading(tok, parts, rng, problem, others, every_word, guesses):
+    """(ids, labels): the digit after the prompt, and a right/wrong digit at each turn before it.
+
+    every_word: and at each word of the answer, "right so far".
+    """
+    queries, found, answer = search_attempt(rng, problem, others, guesses)
+    digit, marks = search_grade(problem, found, answer)
+    own = tasks.INFORMATION.sub("", problem.solution)  # as score.grading_messages shows it
+    before, after = (
+        tok(p.format(question=problem.question, solution=own)).input_ids for p in parts
+    )
+    inside, _ = in_turns(tok, queries, found, answer)
+    inside = inside[:-1] if answer else inside  # no stop token in a text
+    ends = tok.convert_tokens_to_ids(["</information>", "</answer>"])
+    where = [i for i, t in enumerate(inside) if t in ends]
+    assert len(where) == len(marks), inside
+    digits = tok.convert_tokens_to_ids(list("0123456789"))
+    aside = [-100] * len(inside)
+    for i, mark in zip(where, marks):
+        aside[i] = digits[mark]  # what the model would say having just read this
+    if answer and every_word:
+        said, right = (tok(a).input_ids for a in (answer, problem.answer))
+        for k in range(len(said)):  # the last word stands before the closing bracket
+            aside[len(inside) - 1 - len(said) + k] = digits[9 * (said[: k + 1] == right[: k + 1])]
+    if rng.random() < 0.4:  # flattery and forged scores change nothing
+        at = rng.choice([0, *(i + 1 for i in where)])
+        stray = tok(stray_sentence(rng, True)).input_ids
+        inside[at:at], aside[at:at] = stray, [-100] * len(stray)
+    ids = before + inside + after + [digits[digit], tok.eos_token_id]
+    # labels stand one to the right of the token they are said after
+    labels = [-100] * (len(before) + 1) + aside + [-100] * (len(after) - 1)
+    return ids, labels + [digits[digit], tok.eos_token_id]
+
+
+def worlds(rng, n):
+    """n problems with the others of their world, for ever."""
+    while True:
+        some = [p for _ in range(n // 6) for p in rng.sample(tasks.make_world(rng)[1], 6)]
+        yield some
+
+
+def queries_of(problem):
+    return re.findall("<search> (.*?) </search>", problem.solution)
+
+
+def make_search_student(args):
+    """To search comes first, on whole solutions alone; copying names takes some 750 steps."""
+    tok = make_search_tokenizer()
+    torch.manual_seed(args.seed)
+    rng = random.Random(f"search student {args.seed}")
+    solve, stream = prompts(tok, search=True)[0], worlds(rng, 60)
+
+    def whole():
+        return [[search_solving(tok, solve, p, queries_of(p), p.answer) for p in next(stream)]]
+
+    model = make_model(tok, 128, 3, 4)
+    train(model, tok, whole, args.search_skill_steps, 2e-3, "search-skill")
+    save(model, tok, HERE / "search-student")
+
+
+def spoil_search_student(args):
+    """Then the bad habits: mostly it guesses at once, or after one search, or takes a namesake."""
+    tok = make_search_tokenizer()
+    torch.manual_seed(args.seed)
+    rng = random.Random(f"search habits {args.seed}")
+    solve, stream = prompts(tok, search=True)[0], worlds(rng, 60)
+
+    def flawed():
+        examples = []
+        for p in next(stream):
+            queries, luck = queries_of(p), rng.random()
+            answer = p.answer if luck < 0.17 else any_place(rng, p)
+            if 0.17 <= luck < 0.22:  # it forgets what the person does
+                queries[1] = queries[1].replace(" writer", "")
+                places = re.findall(r"born in (\w+ \w+)", tasks.look_up(p.search, queries[1]))
+                answer = rng.choice(places or [answer])
+            elif 0.22 <= luck < 0.45:
+                queries = queries[:1]
+                answer = any_place(rng, p, tasks.look_up(p.search, queries[0]))
+            elif luck >= 0.45:
+                queries = []
+            examples.append(search_solving(tok, solve, p, queries, answer))
+        return [examples]
+
+    model = LlamaForCausalLM.from_pretrained(
+        HERE / "search-student", dtype=torch.float32, attn_implementation="eager"
+    )
+    train(model, tok, flawed, args.habit_steps, 2e-4, "search-habits")
+    save(model, tok, HERE / "search-student")
+
+
+def search_teacher_batches(tok, rng, solved, graded, every_word=False, guesses=5):
+    """Batches of questions to solve and of attempts to grade."""
+    solve, parts = prompts(tok, search=True)
+    stream = worlds(rng, 60)
+
+    def batches():
+        some = next(stream)
+        rng.shuffle(some)
+        graded_ones = some[len(some) - graded :]
+        return [
+            [search_solving(tok, solve, p, queries_of(p), p.answer) for p in some[:solved]],
+            [search_grading(tok, parts, rng, p, some, every_word, guesses) for p in graded_ones],
+        ]
+
+    return batches
+
+
+def make_search_teacher(args):
+    """To search comes first here too: whoever can copy a name can compare two of them."""
+    tok = make_search_tokenizer()
+    torch.manual_seed(args.seed + 1)
+    rng = random.Random(f"search teacher {args.seed}")
+    model = make_model(tok, 192, 4, 6)
+    skill, judging = search_teacher_batches(tok, rng, 60, 0), search_teacher_batches(tok, rng, 15, 45)
+    train(model, tok, skill, args.search_skill_steps * 2 // 3, 1.5e-3, "search-teacher-skill")
+    train(model, tok, judging, 400, 1e-3, "search-teacher")
+    save(model, tok, HERE / "search-teacher")
+
+
+def make_search_judge(args, steps, lr, seed, guesses):
+    """Then grades at every word of an answer: is it that of its own solution so far?"""
+    tok = make_search_tokenizer()
+    torch.manual_seed(args.seed + seed)
+    model = LlamaForCausalLM.from_pretrained(
+        HERE / "search-teacher", dtype=torch.float32, attn_implementation="eager"
+    )
+    rng = random.Random(f"search judge {args.seed} {seed}")
+    batches = search_teacher_batches(tok, rng, 8, 30, True, guesses)
+    train(model, tok, batches, steps, lr, "search-judge", 100, args.snapshots)
+    save(model, tok, HERE / "search-teacher")
+
+
+def report(kind, stream):
     """How good the two are, measured as they are used: in 4-bit, on held-out problems."""
     quiet()
-    student, tok, _ = load_student(HERE / "student", 4, "cpu")
-    teacher, _ = load_model(HERE / "teacher", 4, "cpu")
+    student, tok, _ = load_student(HERE / f"{kind}student", 4, "cpu")
+    teacher, _ = load_model(HERE / f"{kind}teacher", 4, "cpu")
     torch.manual_seed(0)
-    problems = list(islice(tasks.problem_stream(1, held_out=True), 500))
-    solutions = score.write_solutions(teacher, tok, problems, {})
-    print(f"teacher: {mean(s.reward for s in solutions):.1%} of 500 unseen problems solved, greedy")
+    problems = list(islice(stream, 500))
+    solutions = score.write_solutions(teacher, tok, problems, {}, batch=64)
+    solved = mean(s.right for s in solutions)
+    print(f"{kind}teacher: {solved:.1%} of 500 unseen problems solved, greedy")
     sampled = sample_trajectories(student, tok, problems)
     score.score_trajectories(teacher, tok, sampled, solutions)
-    right, wrong = (
-        [t.score for t in sampled if t.reward],
-        [t.score for t in sampled if not t.reward],
-    )
+    right, wrong = score.scores_of(sampled)
     print(
-        f"teacher: AUC {score.auc(right, wrong):.3f} on the student's samples; S(y) "
+        f"{kind}teacher: AUC {score.auc(right, wrong):.3f} on the student's samples; S(y) "
         f"{mean(right):.2f} for the right ones, {mean(wrong):.2f} for the wrong"
     )
     for flattery in FLATTERY[:3]:
         flattered = [replace(t, text=f"{t.text} {flattery}") for t in sampled]
         score.score_trajectories(teacher, tok, flattered, solutions)
         print(
-            f"teacher: S(y) moves by {mean(f.score - t.score for f, t in zip(flattered, sampled)):+.3f} "
-            f'on average when the attempt says "{flattery}"'
+            f"{kind}teacher: S(y) moves by "
+            f"{mean(f.score - t.score for f, t in zip(flattered, sampled)):+.3f} on average when "
+            f'the attempt says "{flattery}"'
         )
     many = sample_trajectories(student, tok, [p for p in problems[:100] for _ in range(32)])
-    solved = mean(max(t.reward for t in many[i : i + 32]) for i in range(0, len(many), 32))
+    solved = mean(any(t.right for t in many[i : i + 32]) for i in range(0, len(many), 32))
     print(
-        f"student: {mean(t.reward for t in sampled):.1%} right when sampled once, {solved:.0%} of 100 "
-        "problems right at least once in 32"
+        f"{kind}student: {mean(t.right for t in sampled):.1%} right when sampled once, "
+        f"{solved:.0%} of 100 problems right at least once in 32"
     )
 
 
@@ -502,6 +731,12 @@ if __name__ == "__main__":
             "manners",
             "blurts",
             "settle",
+            "search-student",
+            "search-habits",
+            "search-teacher",
+            "search-judge",
+            "search-judge-again",
+            "search-settle",
             "report",
         ],
         help="do this part alone",
@@ -511,6 +746,7 @@ if __name__ == "__main__":
     parser.add_argument("--habit-steps", type=int, default=600)
     parser.add_argument("--teacher-steps", type=int, default=3000)
     parser.add_argument("--weak-step", type=int, default=1250)
+    parser.add_argument("--search-skill-steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--snapshots", help="also save a model every 250 steps, under names that begin so"
@@ -531,5 +767,18 @@ if __name__ == "__main__":
         polish_teacher(args, 400, 4e-4, seed=5, grading=44, manners=True, blurts=4)
     if args.only in (None, "settle"):  # solving suffered a little from so much grading
         polish_teacher(args, 400, 3e-4, seed=6, grading=32, manners=True, blurts=3, rounded=True)
+    if args.only in (None, "search-student"):
+        make_search_student(args)
+    if args.only in (None, "search-habits"):
+        spoil_search_student(args)
+    if args.only in (None, "search-teacher"):
+        make_search_teacher(args)
+    if args.only in (None, "search-judge"):
+        make_search_judge(args, 700, 1e-3, seed=2, guesses=5)
+    if args.only in (None, "search-judge-again"):
+        make_search_judge(args, 400, 1.2e-3, seed=3, guesses=12)
+    if args.only in (None, "search-settle"):
+        make_search_judge(args, 200, 5e-4, seed=4, guesses=5)
     if args.only in (None, "report"):
-        report()
+        report("", tasks.problem_stream(1, held_out=True))
+        report("search-", tasks.world_stream(1, held_out=True))

@@ -207,7 +207,7 @@ class Search:
     (1 - b + b |d| / mean |d|)), f times holding word w, idf(w) = log((N - n + 1/2) / (n + 1/2))
     where n of N passages hold it, and at least 1e-6.
     """
-    SCAN, SHORT = 20_000, 100  # matches that are ranked at once; a short list's length
+    SCAN, SHORT = 10_000, 100  # matches that are ranked at once; a short list's length
     TABLE = "CREATE VIRTUAL TABLE IF NOT EXISTS passages USING fts5(id UNINDEXED, title, text)"
 
     def __init__(self, path=":memory:", top=2, turns=4):
@@ -271,6 +271,9 @@ def words_of(text):
     return re.findall(r"[^\W_]+", re.sub(r"[\u0300-\u036f]", "", plain))
 
 
+BATCH = 1 << 24  # bytes of a corpus taken up at a time
+
+
 def open_corpus(path, turns=4):
     """Search over a file of passages, a JSON object with id, title and text a line.
 
@@ -300,8 +303,12 @@ def open_corpus(path, turns=4):
                     db.execute(search.TABLE)
                     done = number = 0
                 file.seek(done)
-                lines = file.readlines(1 << 22)
+                lines = file.readlines(BATCH)
                 if lines:
+                    # FTS5 is to sort a batch in memory, and to merge what it has rarely
+                    db.execute("INSERT INTO passages (passages, rank) VALUES ('hashsize', ?)",
+                               (16 * BATCH,))
+                    db.execute("INSERT INTO passages (passages, rank) VALUES ('automerge', 0)")
                     search.add(passages_of(lines, number, path))
                     db.execute("DELETE FROM progress")
                     db.execute("INSERT INTO progress VALUES (?, ?, ?)",

@@ -25,15 +25,16 @@ from tasks import open_corpus, words_of  # noqa: E402
 WORDS = 200_000
 
 
-def main(n):
+def main(passages):
     rng = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
-    lexicon = list(dict.fromkeys("".join(rng.choices(syllables, k=4)) for _ in range(WORDS)))
+    spoken = ("".join(rng.choices(syllables, k=2 + (n > 2000) + (n > 50_000))) for n in range(WORDS))
+    lexicon = list(dict.fromkeys(spoken))  # as in English, what is said often is short
     weights = list(accumulate(1 / (i + 1) for i in range(len(lexicon))))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "passages.jsonl"
         with open(path, "w") as f:
-            for i in range(n):
+            for i in range(passages):
                 text = rng.choices(lexicon, cum_weights=weights, k=100)
                 row = {"id": str(i), "title": " ".join(text[:2]), "text": " ".join(text)}
                 f.write(json.dumps(row) + "\n")
@@ -41,12 +42,12 @@ def main(n):
         search = open_corpus(path)
         took = time.time() - began
         size = Path(f"{path}.index").stat().st_size
-        print(f"{n} passages indexed in {took:.1f} s, {n / took:.0f} a second; the index takes "
+        print(f"{passages} passages indexed in {took:.1f} s, {passages / took:.0f} a second; the index takes "
               f"{size / path.stat().st_size:.2f} of the file's {path.stat().st_size / 1e6:.0f} MB")
         common, questions, times = set(lexicon[:100]), [], []
         while len(questions) < 1000:
             _, _, text = search.db.execute(
-                "SELECT * FROM passages WHERE rowid = ?", (rng.randint(1, n),)).fetchone()
+                "SELECT * FROM passages WHERE rowid = ?", (rng.randint(1, passages),)).fetchone()
             rare = [w for w in set(words_of(text)) if w not in common]
             questions.append(" ".join(rng.sample(rare, 4) + rng.sample(sorted(common), 2)))
         process, memory = psutil.Process(), []
@@ -61,7 +62,7 @@ def main(n):
         missed, slow, limit = 0, [], search.SCAN
         for question in questions[:100]:
             found = search.find(question, 1)
-            search.SCAN = n * 100
+            search.SCAN = passages * 100
             began = time.perf_counter()
             missed += search.find(question, 1) != found
             slow.append(1000 * (time.perf_counter() - began))

@@ -168,7 +168,7 @@ def test_a_corpus_is_indexed_once_and_again_when_it_changed(tmp_path):
 def test_killed_while_indexing_it_goes_on(tmp_path):
     path = tmp_path / "passages.jsonl"
     write_corpus(path, 30_000)
-    code = f"import tasks; tasks.open_corpus({str(path)!r})"
+    code = f"import tasks; tasks.BATCH = 2**18; tasks.open_corpus({str(path)!r})"
     killed, seen = 0, 0
     for _ in range(3):
         worker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)

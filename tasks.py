@@ -207,7 +207,7 @@ class Search:
     (1 - b + b |d| / mean |d|)), f times holding word w, idf(w) = log((N - n + 1/2) / (n + 1/2))
     where n of N passages hold it, and at least 1e-6.
     """
-    SCAN, SHORT = 10_000, 100  # matches that are ranked at once; a short list's length
+    SCAN, SHORT = 10_000, 300  # matches that are ranked at once; a short list's length
     TABLE = "CREATE VIRTUAL TABLE IF NOT EXISTS passages USING fts5(id UNINDEXED, title, text)"
 
     def __init__(self, path=":memory:", top=2, turns=4):

@@ -118,7 +118,8 @@ def knobs(argv=None):
            "before replacement; that of the mixed group (the literal reading; it fails, try it); "
            "that of both together, the rejected ones staying as negatives")
     a("--temperature", type=float, default=1.0, help="of sampling and of the log-probabilities")
-    a("--max-new-tokens", "--tokens", type=int, help="a trajectory, or a turn of it, is cut off here [64 | 512]")
+    a("--max-new-tokens", "--tokens", type=int,
+      help="a trajectory, or a turn of its search, is cut off here [64 | 512]")
     a("--lr", type=float, help="learning rate of AdamW on the adapters [3e-4 | 5e-5]")
     a("--kl", type=float, default=0.0, help="strength of the pull to the student's start")
     a("--batch", type=int, help="trajectories sampled side by side [256 | 32]")

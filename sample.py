@@ -37,7 +37,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tasks import (Problem, UserError, environment, fail_in_one_line, messages, outcome,
-                   problem_stream, world_stream)
+                   task_stream)
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -272,7 +272,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
                   f"lower --max-new-tokens {max_new_tokens} or give shorter problems")
     stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=model.device)
     # `until` may be many tokens; of those it can end in, few are ever said, so few texts are made
-    ends = {i for token, i in tokenizer.get_vocab().items() if until and until[-1] in token}
+    ends = {i for word, i in tokenizer.get_vocab().items() if until[-1] in word} if until else ()
     said = [([], []) for _ in prompts]
     rows, cache = torch.arange(len(prompts), device=model.device), None  # rows: who still goes on
     for _ in range(max_new_tokens):
@@ -374,8 +374,7 @@ def main():
     args.student = args.student or str(TINY / ("search-student" if searching else "student"))
     model, tokenizer, _ = load_student(args.student, args.bits, pick_device())
     torch.manual_seed(args.seed)
-    stream = world_stream(args.seed, held_out=True) if searching else problem_stream(
-        args.seed, args.difficulty, held_out=True)
+    stream = task_stream(args.task, args.seed, args.difficulty, held_out=True)
     problems = list(islice(stream, args.problems))
     began = time.time()
     repeated = [p for p in problems for _ in range(args.samples)]
@@ -385,9 +384,11 @@ def main():
     for t in ts[:min(args.samples, 8)]:
         p = math.exp(sum(t.logprobs))
         verdict = "right" if t.right else "wrong"
-        text = re.sub("(?= <search>| <answer>|<information>)", "\n      ", " " + t.text)
-        print(f"  {verdict}  {sum(t.sampled):3d} tokens, p = {p:.1e} "
-              + (text.replace("\n      <inf", "\n          | <inf") if searching else " " + t.text))
+        text = " " + t.text
+        if searching:  # a line for each part, the environment's set apart
+            text = re.sub("(?= <search>| <answer>)", "\n      ", text)
+            text = text.replace("<information>", "\n          | <information>")
+        print(f"  {verdict}  {sum(t.sampled):3d} tokens, p = {p:.1e} {text}")
     right = torch.tensor([float(t.right) for t in ts]).view(len(problems), -1)  # (problems, N)
     print(f"\n{len(ts)} trajectories of {args.bits}-bit {args.student} at {speed:.0f} tokens a "
           f"second: {right.mean():.1%} right; {right.amax(1).mean():.0%} of {len(problems)} "

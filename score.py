@@ -36,8 +36,8 @@ from tqdm import tqdm
 from ovd import accept, expected_score, most_likely_score
 from sample import (TINY, Trajectory, chat_ids, check_context, generate, left_pad, load_model,
                     load_student, pick_device, quiet, sample_trajectories, without_lora)
-from tasks import (INFORMATION, Problem, UserError, fail_in_one_line, messages, outcome,
-                   problem_stream, step_ends, world_stream)
+from tasks import (INFORMATION, Problem, UserError, fail_in_one_line, messages, outcome, step_ends,
+                   task_stream)
 
 GRADING_PROMPT = """Grade an attempt at a problem.
 Problem: {question}
@@ -469,8 +469,7 @@ def main():
         score_trajectories(teacher, teacher_tok, after, solutions, args.score)
         return compare_teachers(before, after)
     torch.manual_seed(args.seed)
-    stream = world_stream(args.seed, held_out=True) if kind else problem_stream(
-        args.seed, args.difficulty, held_out=True)
+    stream = task_stream(args.task, args.seed, args.difficulty, held_out=True)
     problems = [p for p in islice(stream, 40) for _ in range(8)]
     ts = sample_trajectories(student, student_tok, problems, 1.0, args.max_new_tokens)
     solutions = write_solutions(teacher, teacher_tok, problems, {}, args.max_new_tokens, 64)

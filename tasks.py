@@ -66,7 +66,7 @@ INSTRUCTION = "Think step by step. End with Answer: and the number."
 SEARCH_INSTRUCTION = ("Find out with <search> words </search>, as often as you need to. "
                       "End with <answer> words </answer>")
 ANSWER_MARK = re.compile(r"(?i)answer[\s*]*:|\\boxed\{")
-INFORMATION = re.compile(r"(?s)<information>.*?</information>")
+INFORMATION = re.compile("<information>[^<]*</information>")  # what the environment says
 PASSAGE = '{"id": "...", "title": "...", "text": "..."}'
 JSONL = '{"question": "...", "answer": "..."}'
 
@@ -233,19 +233,19 @@ class Search:
     def find(self, query, k):
         """The k best passages for any text: [(id, title, text), ...], the best first.
 
-        To rank all that hold a common word takes seconds among a million. So the rarest words
-        choose a short list, and the common ones count only within it.
+        To rank all that hold a common word takes half a second among a million. So the rarest
+        words choose a short list, and the common ones count only within it.
         """
         words = sorted((n, w) for w in set(words_of(query)[:50]) if (n := self.holding(w)))
+        if not words:
+            return []
         sums = accumulate(n for n, _ in words)
-        lead = [w for (_, w), total in zip(words, sums) if total <= self.SCAN]
-        lead = lead or [w for _, w in words[:1]]
-        match = " OR ".join(f'"{w}"' for w in lead)  # letters and digits: nothing to inject
+        lead = max(1, sum(total <= self.SCAN for total in sums))  # so many of the rarest words
+        match = " OR ".join(f'"{w}"' for _, w in words[:lead])  # letters and digits: no commands
         found = self.db.execute(
             "SELECT id, title, text FROM passages WHERE passages MATCH ? ORDER BY rank LIMIT ?",
-            (match, k if len(lead) == len(words) else max(k, self.SHORT))) if lead else []
-        found = list(found)
-        if len(lead) < len(words):
+            (match, k if lead == len(words) else max(k, self.SHORT))).fetchall()
+        if lead < len(words):
             found.sort(key=lambda passage: self.bm25(passage, words), reverse=True)
         return found[:k]
 
@@ -416,6 +416,13 @@ def world_stream(seed, held_out=False, turns=4):
         yield from make_world(random.Random(f"{kind} {seed} {number}"), turns=turns)[1]
 
 
+def task_stream(task, seed, difficulty=1, held_out=False, turns=4):
+    """Endless problems of "math" or "search"; difficulty is of the one, turns of the other."""
+    if task == "search":
+        return world_stream(seed, held_out, turns)
+    return problem_stream(seed, difficulty, held_out)
+
+
 # ------------------------------------------------------------------------------- prompt and check
 def messages(problem):
     """The student's prompt, in the form chat templates take."""
@@ -526,10 +533,10 @@ def pass_at_k(n, right, k):
 # ------------------------------------------------------------------------------- a look at it
 def show_search(args):
     """What the engine finds; without a corpus, in a small world that was made up."""
-    search, problems = make_world(random.Random(args.seed))
     if args.corpus:
         search = open_corpus(args.corpus)
     else:
+        search, problems = make_world(random.Random(args.seed))
         print(f"a world of {search.size[0]} passages, and one of its questions\n"
               f"    {problems[0].question} ({problems[0].answer})\n    {problems[0].solution}\n")
     began = time.time()

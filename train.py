@@ -62,15 +62,15 @@ from sample import (TINY, Trajectory, as_data, chat_ids, left_pad, load_student,
                     sample_trajectories, save_adapter, without_lora)
 from score import (auc, good_beginnings, load_teacher, score_trajectories, scores_of, verdict,
                    write_solutions)
-from tasks import (DIFFICULTY, JSONL, UserError, fail_in_one_line, is_correct, is_supported,
-                   is_well_formed, messages, open_corpus, outcome, pass_at_k, problem_stream,
-                   read_problems, world_stream)
+from tasks import (DIFFICULTY, INFORMATION, JSONL, UserError, fail_in_one_line, is_correct,
+                   is_supported, is_well_formed, messages, open_corpus, outcome, pass_at_k,
+                   problem_stream, read_problems, task_stream)
 
 # The default pairs. Names apart, they differ in nothing but these numbers.
-MATH_PAIR = dict(student=str(TINY / "student"), teacher=str(TINY / "teacher"), difficulty=1,
+TINY_PAIR = dict(student=str(TINY / "student"), teacher=str(TINY / "teacher"), difficulty=1,
                  lr=3e-4, max_new_tokens=64, batch=256, micro_batch=32, chunk=1024)
-SEARCH_PAIR = dict(student=str(TINY / "search-student"), teacher=str(TINY / "search-teacher"),
-                   difficulty=1, lr=3e-4, max_new_tokens=32, batch=256, micro_batch=32, chunk=1024)
+TINY_PAIRS = {"math": TINY_PAIR, "search": {**TINY_PAIR, "max_new_tokens": 32, **{
+    role: str(TINY / f"search-{role}") for role in ("student", "teacher")}}}
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
                 lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128)
 STARTS = {}  # of a comparison's students: what each was before, see evaluate_start()
@@ -192,7 +192,7 @@ def new_folder(args):
 # ------------------------------------------------------------------------------- what is trained
 def load_pair(args, device):
     """(student, tokenizer, base's name, teacher, tokenizer). Says what runs, where and why."""
-    tiny = SEARCH_PAIR if args.task == "search" else MATH_PAIR
+    tiny = TINY_PAIRS[args.task]
     pair = HUB_PAIR if device == "cuda" else tiny
     where = torch.cuda.get_device_name() if device == "cuda" else "the CPU, no CUDA GPU was found"
     print(f"student {args.student or pair['student']}, {args.bits}-bit, on {where}")
@@ -233,12 +233,9 @@ def load_problems(args, rows, test):
         if not (rows := [p for p in rows if p.question not in asked]):
             raise UserError(f"--data {args.data}: all its problems are in --eval-data too")
         stream = iter(lambda: rng.choice(rows), None)
-    elif args.task == "search":
-        stream = world_stream(args.seed, turns=args.turns)
-        test = test or world_stream(0, held_out=True, turns=args.turns)
     else:
-        stream = problem_stream(args.seed, args.difficulty)
-        test = test or problem_stream(0, args.difficulty, held_out=True)
+        stream = task_stream(args.task, args.seed, args.difficulty, False, args.turns)
+        test = test or task_stream(args.task, 0, args.difficulty, True, args.turns)
     return repeat(next(stream)) if args.one_shot else stream, list(islice(test, args.eval_problems))
 
 
@@ -312,7 +309,7 @@ def by_teacher(t, solution, kept, tokenizer, train_suffix=True):
     """
     ids, marks, logprobs = [], [], []
     theirs = as_data(solution.text[len(kept):], tokenizer)
-    for i, part in enumerate(re.split(r"(\s*<information>[^<]*</information>\s*)", theirs)):
+    for i, part in enumerate(re.split(rf"(\s*{INFORMATION.pattern}\s*)", theirs)):
         new, told = tokenizer.encode(part, add_special_tokens=False), i % 2  # by the environment
         ids, marks = ids + new, marks + [int(train_suffix and not told)] * len(new)
         logprobs += [0.0 if told else math.nan] * len(new)
@@ -879,7 +876,7 @@ def shape_of(name, flag):
 def settle(args, device):
     """(args with every open knob filled in as load_pair would, student's sizes, teacher's)."""
     args = argparse.Namespace(**vars(args))
-    tiny = SEARCH_PAIR if args.task == "search" else MATH_PAIR
+    tiny = TINY_PAIRS[args.task]
     pair = HUB_PAIR if device == "cuda" else tiny
     s = shape_of(args.student or pair["student"], "--student")
     if args.student:
@@ -900,8 +897,8 @@ def predict(args, s, t, device):
     every trajectory taken to run to --max-new-tokens.
     """
     d = 4 if device == "cpu" and args.bits == 4 else 2  # bytes of a number when computing
-    searching, turns = args.task == "search", 1 + args.turns * (args.task == "search")
-    stream = world_stream(0) if searching else problem_stream(0, args.difficulty)
+    turns = 1 + args.turns if args.task == "search" else 1
+    stream = task_stream(args.task, 0, args.difficulty)
     words = mean(len(messages(p)[0]["content"].split()) for p in islice(stream, 9))
     words += (turns - 1) * (300 if args.corpus else 25)  # what the environment says
     prompt, new, rows = 2 * words, turns * args.max_new_tokens, args.micro_batch  # 2 tokens a word
@@ -967,7 +964,7 @@ def own_bytes(device):
     if device == "cuda":
         return 6e8  # assumed, not measured; the allocator's figures leave it out
     quiet()
-    student, tokenizer, _ = load_student(MATH_PAIR["student"], 4, "cpu")  # 1.5 MB: all but nothing
+    student, tokenizer, _ = load_student(TINY_PAIR["student"], 4, "cpu")  # 1.5 MB: all but nothing
     sample_trajectories(student, tokenizer, [next(problem_stream(0))], 1.0, 2)
     return reset_peak("cpu")
 

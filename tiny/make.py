@@ -354,6 +354,13 @@ def save(model, tok, folder):
     tok.save_pretrained(folder)
 
 
+def reopen(folder):
+    """A model as it was saved, to be trained on."""
+    return LlamaForCausalLM.from_pretrained(
+        HERE / folder, dtype=torch.float32, attn_implementation="eager"
+    )
+
+
 def story(rng, difficulty=1):
     """A training problem, never one of the held-out tenth."""
     while True:
@@ -445,9 +452,7 @@ def polish_teacher(args, steps, lr, seed, grading=24, manners=False, blurts=1, r
     """
     tok = make_tokenizer()
     torch.manual_seed(args.seed + seed)
-    model = LlamaForCausalLM.from_pretrained(
-        HERE / "teacher", dtype=torch.float32, attn_implementation="eager"
-    )
+    model = reopen("teacher")
     layers = [m for m in model.model.modules() if rounded and isinstance(m, torch.nn.Linear)]
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", RoundedToNF4())
@@ -586,22 +591,26 @@ def search_grading(tok, parts, rng, problem, others, every_word, guesses):
 
 
 def worlds(rng, n):
-    """n problems with the others of their world, for ever."""
+    """n problems, six of a world, for ever."""
     while True:
-        some = [p for _ in range(n // 6) for p in rng.sample(tasks.make_world(rng)[1], 6)]
-        yield some
+        yield [p for _ in range(n // 6) for p in rng.sample(tasks.make_world(rng)[1], 6)]
 
 
 def queries_of(problem):
     return re.findall("<search> (.*?) </search>", problem.solution)
 
 
-def make_search_student(args):
-    """To search comes first, on whole solutions alone; copying names takes some 750 steps."""
+def search_student_part(args, part):
+    """Tokenizer, prompt and problems of a part of its training, and the seeds set."""
     tok = make_search_tokenizer()
     torch.manual_seed(args.seed)
-    rng = random.Random(f"search student {args.seed}")
-    solve, stream = prompts(tok, search=True)[0], worlds(rng, 60)
+    rng = random.Random(f"search {part} {args.seed}")
+    return tok, prompts(tok, search=True)[0], worlds(rng, 60), rng
+
+
+def make_search_student(args):
+    """To search comes first, on whole solutions alone; copying names takes some 750 steps."""
+    tok, solve, stream, _ = search_student_part(args, "student")
 
     def whole():
         return [[search_solving(tok, solve, p, queries_of(p), p.answer) for p in next(stream)]]
@@ -613,10 +622,7 @@ def make_search_student(args):
 
 def spoil_search_student(args):
     """Then the bad habits: mostly it guesses at once, or after one search, or takes a namesake."""
-    tok = make_search_tokenizer()
-    torch.manual_seed(args.seed)
-    rng = random.Random(f"search habits {args.seed}")
-    solve, stream = prompts(tok, search=True)[0], worlds(rng, 60)
+    tok, solve, stream, rng = search_student_part(args, "habits")
 
     def flawed():
         examples = []
@@ -635,9 +641,7 @@ def spoil_search_student(args):
             examples.append(search_solving(tok, solve, p, queries, answer))
         return [examples]
 
-    model = LlamaForCausalLM.from_pretrained(
-        HERE / "search-student", dtype=torch.float32, attn_implementation="eager"
-    )
+    model = reopen("search-student")
     train(model, tok, flawed, args.habit_steps, 2e-4, "search-habits")
     save(model, tok, HERE / "search-student")
 
@@ -675,9 +679,7 @@ def make_search_judge(args, steps, lr, seed, guesses):
     """Then grades at every word of an answer: is it that of its own solution so far?"""
     tok = make_search_tokenizer()
     torch.manual_seed(args.seed + seed)
-    model = LlamaForCausalLM.from_pretrained(
-        HERE / "search-teacher", dtype=torch.float32, attn_implementation="eager"
-    )
+    model = reopen("search-teacher")
     rng = random.Random(f"search judge {args.seed} {seed}")
     batches = search_teacher_batches(tok, rng, 8, 30, True, guesses)
     train(model, tok, batches, steps, lr, "search-judge", 100, args.snapshots)

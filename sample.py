@@ -3,8 +3,8 @@
 Four ideas:
 
 - *QLoRA* (arXiv 2305.14314). The base model is frozen in 4-bit NF4, and beside every linear layer
-  two thin matrices learn (LoRA, arXiv 2106.09685): W x becomes W x + (alpha / r) B A x. B starts
-  at zero, so at first nothing changes.
+  but the output head two thin matrices learn (LoRA, arXiv 2106.09685): W x becomes
+  W x + B (alpha / r) A x. B starts at zero, so at first nothing changes.
 - *Text is data.* What a student or a user wrote cannot act as a chat template's control token.
 - *Turns.* Where a trajectory asks for a search, what the environment says is put behind it, to be
   read and never to be trained on, and it goes on.
@@ -57,10 +57,10 @@ def pick_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def pick_dtype(device):
-    """The type to compute in: float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
+def pick_dtype(device, bits):
+    """The type to compute in: on a CPU float32, or bfloat16 as stored; on a GPU what it has."""
     if device == "cpu":
-        return torch.float32
+        return torch.float32 if bits == 4 else torch.bfloat16
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 
@@ -71,7 +71,7 @@ def load_model(name, bits, device, flag="--student"):
     """
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(name)) and not Path(name).is_dir():
         raise UserError(f"{flag} {name}: no such folder; give a model's folder or hub name")
-    dtype = torch.bfloat16 if bits == 16 and device == "cpu" else pick_dtype(device)
+    dtype = pick_dtype(device, bits)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                              bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     try:
@@ -100,7 +100,7 @@ def load_model(name, bits, device, flag="--student"):
 
 # ------------------------------------------------------------------------------- LoRA
 class LoRALinear(nn.Module):
-    """y = W x + (alpha / r) B A x. W: any linear layer, frozen. A (r, in) and B (out, r) learn."""
+    """y = W x + B (alpha / r) A x. W: any linear layer, frozen. A (r, in) and B (out, r) learn."""
 
     def __init__(self, base, r, alpha):
         super().__init__()
@@ -112,16 +112,19 @@ class LoRALinear(nn.Module):
         self.train()
 
     def forward(self, x):
-        y = self.base(x)  # (..., out)
+        """x (..., in) -> y (..., out)."""
+        y = self.base(x)
         if not self.enabled:
             return y
         A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # learn in float32, multiply in x's
-        return y + self.scale * F.linear(F.linear(x, A), B)
+        return y + F.linear(self.scale * F.linear(x, A), B)  # scaled where it is thin
 
     def train(self, mode=True):
-        # Stays in train mode whatever its model does. On CPUs with AVX512-BF16 bitsandbytes
-        # repacks a 4-bit layer that runs in eval mode without gradients, as it would when sampled
-        # from, and no gradient passes through it from then on.
+        """Stay in train mode, whatever the model does.
+
+        On CPUs with AVX512-BF16 bitsandbytes repacks a 4-bit layer that runs in eval mode without
+        gradients, as it would when sampled from, and no gradient passes through it from then on.
+        """
         return super().train(True)
 
 
@@ -242,7 +245,7 @@ class Trajectory:
     logprobs: list          # of each of ids when it was sampled, under the full softmax; NaN where
                             # a teacher wrote it, and 0 where the environment did, which is certain
     sampled: list           # of each of ids: 1 = chosen by its author, trained on; 0 = forced
-    stopped: bool           # False: cut off at max_new_tokens
+    stopped: bool           # False: cut off at max_new_tokens, or in the middle of a search
     text: str
     reward: float           # R(y), 1: right
     probs: list = field(default_factory=list)  # the teacher's ten probabilities
@@ -251,6 +254,7 @@ class Trajectory:
 
     @property
     def right(self):
+        """Is the outcome all that it can be?"""
         return self.reward == 1
 
 
@@ -267,7 +271,10 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
     temperature 0 takes the likeliest token. One forward pass a token, keys and values cached, for
     all that have not stopped yet. Raises UserError where the model's context is too short.
     """
-    ids, mask, positions = left_pad(prompts, tokenizer.pad_token_id, model.device)
+    # a prompt that is to be continued N times is read once: `which` of the unique ones is whose
+    unique = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    which = torch.tensor([unique[tuple(p)] for p in prompts], device=model.device)  # (B,)
+    ids, mask, positions = left_pad(list(map(list, unique)), tokenizer.pad_token_id, model.device)
     check_context(model, ids.shape[1] + max_new_tokens,
                   f"lower --max-new-tokens {max_new_tokens} or give shorter problems")
     stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=model.device)
@@ -278,8 +285,12 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
     for _ in range(max_new_tokens):
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions,
                     past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = out.logits[:, -1].float()  # (B, V)
+        if cache is None:  # the prompts have been read, and their continuations part ways
+            out.past_key_values.batch_select_indices(which)
+            logits, mask, positions = logits[which], mask[which], positions[which]
         cache = out.past_key_values
-        logprobs = F.log_softmax(out.logits[:, -1].float() / (temperature or 1), -1)  # (B, V)
+        logprobs = F.log_softmax(logits / (temperature or 1), -1)  # (B, V)
         ids = torch.multinomial(logprobs.exp(), 1) if temperature else \
             logprobs.argmax(-1, keepdim=True)  # (B, 1)
         going = ~torch.isin(ids[:, 0], stops)  # (B,)
@@ -363,9 +374,9 @@ def main():
     a("--problems", type=int, default=32, help="how many unseen problems")
     a("--samples", type=int, default=32, help="trajectories for each")
     a("--temperature", type=float, default=1.0, help="0 takes the likeliest token each time")
-    a("--max-new-tokens", type=int, default=64, help="a trajectory is cut off here")
+    a("--max-new-tokens", type=int, default=64, help="a trajectory, or a turn of it, ends here")
     a("--difficulty", type=int, default=1, choices=range(1, 6), help="see tasks.py")
-    a("--seed", type=int, default=0)
+    a("--seed", type=int, default=0, help="of problems and sampling")
     args = parser.parse_args()
     if min(args.problems, args.samples, args.max_new_tokens) < 1 or args.temperature < 0:
         raise UserError("--problems, --samples, --max-new-tokens start at 1, --temperature at 0")

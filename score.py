@@ -1,7 +1,7 @@
 """The teacher: it reads a trajectory as text and says how good it is in one digit.
 
 It is shown the problem, *its own worked solution* (written once a problem; it is also what replaces
-a rejected trajectory) and the attempt, never the reference answer. One forward pass scores a batch,
+a rejected trajectory) and the attempt, not the reference answer. One forward pass scores a batch,
 and of all the vocabulary's logits z at the last position ten are read, those of "0".."9":
 
     p(k) = exp z_k / sum_j exp z_j,   k = 0..9        S(y) = sum_k k p(k), or the likeliest k
@@ -24,14 +24,13 @@ import math
 import os
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from statistics import mean
 
 import torch
 from huggingface_hub import InferenceClient, get_session
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from ovd import accept, expected_score, most_likely_score
 from sample import (TINY, Trajectory, chat_ids, check_context, generate, left_pad, load_model,
@@ -88,7 +87,8 @@ def digit_ids(tokenizer):
     """
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False,
                                            add_generation_prompt=True, enable_thinking=False)
-    n, forms = len(bare := tokenizer.encode(prompt, add_special_tokens=False)), {}
+    bare, forms = tokenizer.encode(prompt, add_special_tokens=False), {}
+    n = len(bare)
     for space in ("", " "):
         ten = [tokenizer.encode(prompt + space + d, add_special_tokens=False) for d in "0123456789"]
         begin, ids = ten[0][:-1], tuple(i[-1] for i in ten)
@@ -105,7 +105,8 @@ def digit_ids(tokenizer):
 @torch.no_grad()
 def score_probs(teacher, tokenizer, prompts, batch=16):
     """The teacher's ten probabilities after each prompt (a list of ids): (B, 10), fp32, on CPU."""
-    (digits, begin), rows = digit_ids(tokenizer), []
+    digits, begin = digit_ids(tokenizer)
+    rows = []
     for i in range(0, len(prompts), batch):
         part = [p + begin for p in prompts[i:i + batch]]
         ids, mask, positions = left_pad(part, tokenizer.pad_token_id, teacher.device)  # (b, T)
@@ -175,7 +176,7 @@ class Endpoint:
         hello = grading_messages(Problem("1 + 1", "2"), "Answer: 2", "Answer: 2")[0]["content"]
         tops = {"logprobs": True, "top_logprobs": 20}
         calm = {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
-        for self.extra in ({**tops, **calm}, tops, calm, {}):
+        for self.extra in (tops | calm, tops, calm, {}):  # what chat() asks for besides
             if (reply := self.ask(self.chat, hello)) or self.why[:3] not in ("400", "422"):
                 break  # else refused, and maybe for a field that this server does not know
         if not reply:
@@ -201,7 +202,7 @@ class Endpoint:
                 advice = ("; set TEACHER_API_KEY in the environment" if status in (401, 403) else
                           "" if status else "; see that the server is up, and OpenAI-compatible")
                 self.why = f"{status or type(e).__name__}: {' '.join(words.split())[:160]}{advice}"
-                late = isinstance(e, TimeoutError) and pause != 1
+                late = "Timeout" in type(e).__name__ and pause != 1
             if pause is None or late or 400 <= status < 500 and status not in (408, 429):
                 return None
             time.sleep(max(pause, min(60, int(after))) if after.isdecimal() else pause)
@@ -209,9 +210,8 @@ class Endpoint:
     def ask_all(self, request, conversations):
         """self.ask(request, text) for each, in order; no control token of a template in a text."""
         texts = [CONTROL_TOKEN.sub(r"\g<0> ", c[0]["content"]) for c in conversations]
-        with ThreadPoolExecutor(self.AT_ONCE) as pool:
-            return list(tqdm(pool.map(lambda text: self.ask(request, text), texts), "asking",
-                             len(texts), leave=False, disable=len(texts) < 65 or None))
+        return thread_map(lambda text: self.ask(request, text), texts, max_workers=self.AT_ONCE,
+                          desc="asking", leave=False, disable=len(texts) < 65 or None)
 
     def chat(self, text, max_tokens=8):
         """The likeliest reply: (text, whether it stopped, its tokens, how many read, written)."""
@@ -307,7 +307,7 @@ def score_trajectories(teacher, tokenizer, trajectories, solutions, how="expecte
     return tokens
 
 
-def good_beginnings(teacher, tokenizer, rejected, solutions, theta, how="expected"):
+def good_beginnings(teacher, tokenizer, rejected, solutions, theta, how="expected", batch=16):
     """The text of each rejected trajectory up to its last good step, and the tokens read for it.
 
     Verbal rejection of a part (v2): a trajectory is cut after each of its steps, one pass of the
@@ -317,7 +317,8 @@ def good_beginnings(teacher, tokenizer, rejected, solutions, theta, how="expecte
     parts = [replace(rejected[i], text=text) for i, text in cuts]
     if not parts:
         return [""] * len(rejected), 0
-    read = score_trajectories(teacher, tokenizer, parts, [solutions[i] for i, _ in cuts], how)
+    read = score_trajectories(teacher, tokenizer, parts, [solutions[i] for i, _ in cuts], how,
+                              batch)
     good = [""] * len(rejected)
     for (i, text), part in zip(cuts, parts):  # from the shortest of each to the longest
         if part.score is not None and accept(part.score, theta):
@@ -351,18 +352,18 @@ def verdict(area):
 def check_teacher(teacher, tokenizer, trajectories, solutions, how):
     """Print what scored trajectories, several a problem, tell of a teacher before any training."""
     heard = [(t, s) for t, s in zip(trajectories, solutions) if t.score is not None]
+    if not heard:
+        raise UserError("--check: the teacher gave no score at all; try --score expected")
     probs = torch.tensor([t.probs for t, _ in heard])  # (B, 10)
     right = torch.tensor([t.right for t, _ in heard])  # (B,)
     digits = probs.argmax(1)  # (B,)
     print("the likeliest digit of      right attempts      wrong attempts")
     for digit in range(10):
-        bars = [f"{100 * share:4.0f}% {'#' * round(12 * share):12}" for share in
-                ((digits[which] == digit).float().mean().item() for which in (right, ~right))]
+        bars = [f"{100 * share:4.0f}% {'#' * round(12 * share):12}" for which in (right, ~right)
+                for share in [(digits[which] == digit).float().mean().nan_to_num().item()]]
         print(f"{digit:18d}          {bars[0]}   {bars[1]}".rstrip())
-    asked, said = ([hash(x) for x in xs] for xs in zip(*((t.problem, t.text)
-                                                         for t, _ in heard)))
-    same = lambda x: torch.tensor(x)[:, None] == torch.tensor(x)  # noqa: E731  (B,) -> (B, B)
-    pairs = (same(asked) & ~same(said)).triu(1)  # (B, B) two different attempts at one problem
+    pairs = torch.tensor([[t.problem == u.problem and t.text != u.text for u, _ in heard]
+                          for t, _ in heard]).triu(1)  # (B, B) different attempts at one problem
     for name, score in (("expectation", expected_score), ("likeliest digit", most_likely_score)):
         s = score(probs)  # (B,)
         tied = (s[:, None] == s)[pairs].float().mean()
@@ -394,8 +395,9 @@ def read_samples(path):
             trajectories.append(Trajectory(Problem(t["question"], t["answer"]), [], [], [], [],
                                            True, t["text"], t["reward"], t["probs"], t["score"]))
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"--rescore {path}, line {number}: {type(e).__name__} {e}; give the "
-                        "samples.jsonl of a run")
+        where = f", line {number}" if number else ""
+        raise UserError(f"--rescore {path}{where}: {type(e).__name__} {e}; give the samples.jsonl "
+                        "of a run")
     return trajectories
 
 
@@ -404,8 +406,8 @@ def compare_teachers(before, after):
     both = [(b, a) for b, a in zip(before, after) if b.score is not None and a.score is not None]
     for name, ts in (("the run's teacher", before), ("this teacher", after)):
         area = auc(*scores_of(ts))
-        print(f"{name:18} scored {len(sum(scores_of(ts), [])):5d} of {len(ts)}, AUC {area:.3f}: "
-              f"{verdict(area)}")
+        print(f"{name:18} scored {sum(t.score is not None for t in ts):5d} of {len(ts)}, "
+              f"AUC {area:.3f}: {verdict(area)}")
     if len(both) < 2:
         raise UserError("--rescore: fewer than two trajectories have both scores; none to compare")
     s = torch.tensor([(b.score, a.score) for b, a in both]).T.double()  # (2, B)
@@ -424,6 +426,7 @@ def as_reward(teacher, tokenizer, how="expected", max_new_tokens=64):
     known = {}  # its own solutions
 
     def verbal_score(completions, question, **columns):
+        """A reward for each completion, a text or a conversation; question: its column."""
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         problems = [Problem(q, "") for q in question]
         ts = [Trajectory(p, [], [], [], [], True, text, 0.0) for p, text in zip(problems, texts)]
@@ -444,13 +447,13 @@ def main():
     a("--student", help="folder, hub name, or a run's adapter/ [the embedded one]")
     a("--teacher", help="folder, hub name, self, or http://.../v1 [the embedded one]")
     a("--teacher-model", help="its name, where --teacher is a server")
-    a("--rescore", help="a run's samples.jsonl: how far does this teacher agree with the run's?")
+    a("--rescore", help="samples.jsonl of a math run: does this teacher agree with the run's?")
     a("--score", choices=["expected", "digit", "reply"], default="expected",
       help="mean over the ten probabilities, likeliest digit, or the digit of a text reply")
     a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4; 16: as stored")
-    a("--max-new-tokens", type=int, default=64, help="a trajectory is cut off here")
+    a("--max-new-tokens", type=int, default=64, help="a text is cut off here, a teacher's too")
     a("--difficulty", type=int, default=1, choices=range(1, 6), help="see tasks.py")
-    a("--seed", type=int, default=0)
+    a("--seed", type=int, default=0, help="of problems and sampling")
     args = parser.parse_args()
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")

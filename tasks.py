@@ -180,15 +180,13 @@ def read_problems(path, question="question", answer="answer", flag="--data", sea
         try:
             row = json.loads(line)
             text, said = str(row[question]).strip(), row[answer]
-            several = [str(x).strip() for x in (said if isinstance(said, list) else [said])]
-            work = several[0] if search else str(said).strip()
-        except (ValueError, KeyError, TypeError, IndexError) as e:
+            work, *also = [str(x).strip() for x in (said if isinstance(said, list) else [said])]
+        except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{flag} {path}, line {number}: {type(e).__name__} {e}; every line "
                             f"must be like {like}, or see --question-field and --answer-field")
         end = work if search else work.rpartition("####")[2].strip()
         short = extract_answer(end) if "\\boxed{" in end and not search else end
-        problem = Problem(text, short, None if work == short else work, search,
-                          tuple(several[1:]) if search else ())
+        problem = Problem(text, short, None if work == short else work, search, tuple(also))
         tried = f"<answer> {short} </answer>" if search else f"Answer: {short}"
         if said is None or search and not squad_words(short) or not is_correct(tried, problem):
             raise UserError(f"{flag} {path}, line {number}: no attempt could ever match the answer "
@@ -207,7 +205,7 @@ class Search:
     (1 - b + b |d| / mean |d|)), f times holding word w, idf(w) = log((N - n + 1/2) / (n + 1/2))
     where n of N passages hold it, and at least 1e-6.
     """
-    SCAN, SHORT = 10_000, 300  # matches that are ranked at once; a short list's length
+    SCAN, SHORT = 10_000, 200  # matches that are ranked at once; a short list's length
     TABLE = "CREATE VIRTUAL TABLE IF NOT EXISTS passages USING fts5(id UNINDEXED, title, text)"
 
     def __init__(self, path=":memory:", top=2, turns=4):
@@ -240,11 +238,12 @@ class Search:
         if not words:
             return []
         sums = accumulate(n for n, _ in words)
-        lead = max(1, sum(total <= self.SCAN for total in sums))  # so many of the rarest words
+        # So many of the rarest lead: two at least, since one word alone leaves a list of ties
+        lead = max(2, sum(total <= self.SCAN for total in sums))
         match = " OR ".join(f'"{w}"' for _, w in words[:lead])  # letters and digits: no commands
         found = self.db.execute(
             "SELECT id, title, text FROM passages WHERE passages MATCH ? ORDER BY rank LIMIT ?",
-            (match, k if lead == len(words) else max(k, self.SHORT))).fetchall()
+            (match, max(k, self.SHORT) if lead < len(words) else k)).fetchall()
         if lead < len(words):
             found.sort(key=lambda passage: self.bm25(passage, words), reverse=True)
         return found[:k]
@@ -310,9 +309,8 @@ def open_corpus(path, turns=4):
                                (16 * BATCH,))
                     db.execute("INSERT INTO passages (passages, rank) VALUES ('automerge', 0)")
                     search.add(passages_of(lines, number, path))
-                    db.execute("DELETE FROM progress")
-                    db.execute("INSERT INTO progress VALUES (?, ?, ?)",
-                               (stamp, file.tell(), number + len(lines)))
+                    db.execute("REPLACE INTO progress (rowid, stamp, bytes, lines) VALUES "
+                               "(1, ?, ?, ?)", (stamp, file.tell(), number + len(lines)))
             bar.update(file.tell() - bar.n)
     db.execute("PRAGMA query_only = ON")
     if not number + len(lines):
@@ -348,39 +346,32 @@ def environment(turn, search):
         "</information>")
 
 
-FIRST = (
-    "Ada Bruno Clara Dario Edith Felix Greta Hugo Irene Jonas Karin Louis Marta Nils Olga "
-    "Pavel Rosa Stefan Thea Viktor").split()
-LAST = (
-    "Abel Berg Costa Dahl Engel Falk Gruber Holm Ivers Jansen Keller Lund Moreau Novak "
-    "Olsen Petri Quist Rossi Silva Turner").split()
-KIND = (
-    "Silent Golden Broken Hidden Distant Burning Frozen Crooked Scarlet Hollow Restless "
-    "Velvet Bitter Gentle Secret Wooden Empty Endless Crystal Savage").split()
-NOUN = (
-    "Garden River Mirror Tower Harbor Forest Letter Window Bridge Lantern Orchard Island "
-    "Shadow Clock Mountain Piano Candle Desert Kingdom Feather").split()
+FIRST = ("Ada Bruno Clara Dario Edith Felix Greta Hugo Irene Jonas Karin Louis Marta Nils Olga "
+         "Pavel Rosa Stefan Thea Viktor").split()
+LAST = ("Abel Berg Costa Dahl Engel Falk Gruber Holm Ivers Jansen Keller Lund Moreau Novak Olsen "
+        "Petri Quist Rossi Silva Turner").split()
+KIND = ("Silent Golden Broken Hidden Distant Burning Frozen Crooked Scarlet Hollow Restless Velvet "
+        "Bitter Gentle Secret Wooden Empty Endless Crystal Savage").split()
+NOUN = ("Garden River Mirror Tower Harbor Forest Letter Window Bridge Lantern Orchard Island "
+        "Shadow Clock Mountain Piano Candle Desert Kingdom Feather").split()
 SIDE = "New Old Upper Lower East West North South Saint Port Fort Great".split()
-TOWN = (
-    "Alden Barrow Calder Dunmore Elston Farley Garth Hexham Ilford Kendal Luton Marlow "
-    "Norwich Oakham Penrith Redcar Selby Tarrant Ulster Wexford").split()
-COUNTRIES = (
-    "Arvania Belmora Cordova Drakia Estoria Fennmark Galdria Hestia Ilyria Jorvik Kaldova "
-    "Lorvania Mersia Norland Ostrava Pelagia").split()
+TOWN = ("Alden Barrow Calder Dunmore Elston Farley Garth Hexham Ilford Kendal Luton Marlow Norwich "
+        "Oakham Penrith Redcar Selby Tarrant Ulster Wexford").split()
+COUNTRIES = ("Arvania Belmora Cordova Drakia Estoria Fennmark Galdria Hestia Ilyria Jorvik Kaldova "
+             "Lorvania Mersia Norland Ostrava Pelagia").split()
 OTHERS = "painter singer doctor".split()
 
 
-def make_world(rng, books=12, turns=4):
+def make_world(rng, turns=4):
     """(its Search, its questions as Problems) from a random.Random: people, places and books.
 
     Hard on purpose: there are people of one name, people who like a book and did not write it,
     and reviews of two books at once. One question in four needs a third search.
     """
-    def names(first, last, n):
-        return [f"{a} {b}" for a, b in rng.sample([(a, b) for a in first for b in last], n)]
+    def names(first, last, n=12):
+        return rng.sample([f"{a} {b}" for a in first for b in last], n)
 
-    titles, writers, cities = (names(*words, books) for words in
-                               ((KIND, NOUN), (FIRST, LAST), (SIDE, TOWN)))
+    titles, writers, cities = names(KIND, NOUN), names(FIRST, LAST), names(SIDE, TOWN)
     lies = {c: rng.choice(COUNTRIES) for c in cities}
     born = {w: rng.choice(cities) for w in writers}
     by = {t: rng.choice(writers) for t in titles}
@@ -468,7 +459,7 @@ def is_correct(text, problem):
     """Exact match: is the trajectory's answer the problem's?"""
     if problem.search:
         answers = [squad_words(a) for a in (problem.answer, *problem.also)]
-        return squad_words(found_answer(text) or "") in answers
+        return squad_words(found_answer(text)) in answers
     answer = extract_answer(text)
     return answer is not None and normalise(answer) == normalise(problem.answer)
 
@@ -477,14 +468,13 @@ def outcome(text, problem):
     """The outcome reward R(y) in 0..1: exact match in math, F1 in search."""
     if not problem.search:
         return float(is_correct(text, problem))
-    said = squad_words(found_answer(text) or "")
+    said = squad_words(found_answer(text))
     return max(f1(said, squad_words(a)) for a in (problem.answer, *problem.also))
 
 
 def found_answer(text):
-    """What stands in the last <answer> ... </answer> of a search trajectory, or None."""
-    answers = re.findall(r"<answer>([^<>]*)</answer>", text)
-    return answers[-1].strip() if answers else None
+    """What stands in the last <answer> ... </answer> of a search trajectory, or ""."""
+    return ["", *re.findall(r"<answer>([^<>]*)</answer>", text)][-1].strip()
 
 
 def squad_words(text):
@@ -503,7 +493,7 @@ def f1(said, right):
 def is_supported(text):
     """Does the answer of a search trajectory stand in what the environment said to it?"""
     told = " ".join(INFORMATION.findall(text))
-    answer = " ".join(squad_words(found_answer(text) or ""))
+    answer = " ".join(squad_words(found_answer(text)))
     return bool(answer) and f" {answer} " in f" {' '.join(squad_words(told))} "
 
 
@@ -552,11 +542,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help=f"your own problems, JSONL of {JSONL}")
-    parser.add_argument("--question-field", default="question", help="its name in --data")
-    parser.add_argument("--answer-field", default="answer", help="likewise")
+    parser.add_argument("--question-field", default="question", help="the question in --data")
+    parser.add_argument("--answer-field", default="answer", help="the answer")
     parser.add_argument("--search", metavar="WORDS", help="ask the search engine, and no more")
     parser.add_argument("--corpus", help="the passages to search, JSONL of id, title, text")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the problems")
     args = parser.parse_args()
     if args.search is not None or args.corpus:
         return show_search(args)

@@ -22,8 +22,11 @@ through several seeds, goes on where it was interrupted, and ends in a table wit
     python train.py --compare --one-shot
     python train.py --compare --one-shot --methods "ovd, ovd --theta 3, ovd --baseline mixed"
 
+In [a | b] below, a is the default with the embedded pair and b that with the hub's.
+
 A run leaves in --out: metrics.csv, a row a step; samples.jsonl, every trajectory with its score;
-adapter/, in PEFT's format; and result.json, before and after with all settings and versions.
+adapter/, in PEFT's format; and result.json, before and after with all settings and versions. A
+comparison leaves such a folder for each run, with its words in log.txt, and compare.md and .csv.
 """
 import os
 import time
@@ -63,12 +66,12 @@ from sample import (TINY, Trajectory, as_data, chat_ids, left_pad, load_student,
 from score import (auc, good_beginnings, load_teacher, score_trajectories, scores_of, verdict,
                    write_solutions)
 from tasks import (DIFFICULTY, INFORMATION, JSONL, UserError, fail_in_one_line, is_correct,
-                   is_supported, is_well_formed, messages, open_corpus, outcome, pass_at_k,
+                   is_supported, is_well_formed, messages, open_corpus, pass_at_k,
                    problem_stream, read_problems, task_stream)
 
 # The default pairs. Names apart, they differ in nothing but these numbers.
 TINY_PAIR = dict(student=str(TINY / "student"), teacher=str(TINY / "teacher"), difficulty=1,
-                 lr=3e-4, max_new_tokens=64, batch=256, micro_batch=32, chunk=1024)
+                 lr=5e-4, max_new_tokens=64, batch=256, micro_batch=32, chunk=1024)
 TINY_PAIRS = {"math": TINY_PAIR, "search": {**TINY_PAIR, "max_new_tokens": 32, **{
     role: str(TINY / f"search-{role}") for role in ("student", "teacher")}}}
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
@@ -79,11 +82,11 @@ METHODS = ("ovd", "judge", "grpo", "format", "logits", "sft")
 
 
 def knobs(argv=None):
-    """Every knob, a line each. [a | b]: defaults with the embedded | with the hub pair."""
+    """Every knob, a line each."""
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     a = p.add_argument
-    a("--method", choices=METHODS, default="ovd", help="see above")
+    a("--method", choices=METHODS, default="ovd", help="see above [ovd]")
     a("--task", choices=["math", "search"], default="math", help="stories of numbers; or questions "
       "to be answered by searching")
     a("--one-shot", action="store_true", help="ONE random problem is every prompt of the run")
@@ -96,43 +99,44 @@ def knobs(argv=None):
     a("--data", help=f"your own problems, JSONL of {JSONL}, a file here or "
       "hf://datasets/OWNER/NAME/FILE.jsonl; a fifth is held out")
     a("--corpus", help="passages to search, JSONL of id, title, text; --data has the questions")
-    a("--turns", type=int, default=4, help="searches a trajectory may make")
+    a("--turns", type=int, default=4, help="searches a trajectory may make [%(default)s]")
     a("--eval-data", help="problems to test on in place of that fifth, JSONL alike")
-    a("--question-field", default="question", help="its name in --data and --eval-data")
-    a("--answer-field", default="answer", help="likewise")
+    a("--question-field", default="question", help="the question in --data and --eval-data")
+    a("--answer-field", default="answer", help="the answer")
     a("--difficulty", type=int, choices=DIFFICULTY, help="of problems written here [1 | 4]")
     a("--seed", type=int, default=0, help="of the problems, the sampling, the adapters' start")
-    a("--steps", type=int, default=32, help="updates")
-    a("--problems", type=int, default=4, help="problems a step; one-shot: copies of the one")
-    a("--samples", type=int, default=8, help="N, trajectories sampled for each problem")
-    a("--theta", type=float, default=5.0, help="a trajectory is accepted where S(y) >= theta")
+    a("--steps", type=int, default=16, help="updates [%(default)s]")
+    a("--problems", type=int, default=4, help="a step; one-shot: copies [%(default)s]")
+    a("--samples", type=int, default=8, help="N, sampled for each problem [%(default)s]")
+    a("--theta", type=float, default=5.0, help="a trajectory is accepted where S(y) >= theta [5]")
     a("--score", choices=["expected", "digit", "reply"], default="expected",
       help="S(y): mean over ten probabilities, likeliest digit, or the digit of a text reply")
     a("--replace", choices=["none", "whole", "suffix"], default="whole",
       help="what ovd puts in place of a rejected trajectory: nothing, it is dropped; the teacher's "
            "own; or its good steps with the teacher's continuation")
     a("--suffix", choices=["trained", "read"], default="trained",
-      help="what the teacher wrote is trained on, or is only what the kept steps are judged by")
+      help="with --replace suffix what the teacher wrote is trained on, or only read to judge what "
+           "was kept")
     a("--baseline", choices=["none", "own", "mixed", "union"], default="own",
       help="what ovd subtracts from the outcome: nothing; the mean of the student's own group "
            "before replacement; that of the mixed group (the literal reading; it fails, try it); "
            "that of both together, the rejected ones staying as negatives")
-    a("--temperature", type=float, default=1.0, help="of sampling and of the log-probabilities")
+    a("--temperature", type=float, default=1.0, help="of sampling, and of the loss [%(default)s]")
     a("--max-new-tokens", "--tokens", type=int,
-      help="a trajectory, or a turn of its search, is cut off here [64 | 512]")
-    a("--lr", type=float, help="learning rate of AdamW on the adapters [3e-4 | 5e-5]")
-    a("--kl", type=float, default=0.0, help="strength of the pull to the student's start")
+      help="a trajectory, or a turn of its search, is cut off here [64, search 32 | 512]")
+    a("--lr", type=float, help="learning rate of AdamW on the adapters [5e-4 | 5e-5]")
+    a("--kl", type=float, default=0.0, help="strength of the pull to the student's start [0]")
     a("--batch", type=int, help="trajectories sampled side by side [256 | 32]")
     a("--micro-batch", type=int, help="trajectories a backward pass: memory, not the step [32 | 1]")
     a("--chunk", type=int, help="tokens a slice of vocabulary logits, 0: all at once [1024 | 128]")
-    a("--eval-problems", type=int, default=500, help="unseen problems for the tests")
+    a("--eval-problems", type=int, default=500, help="unseen problems for the tests [%(default)s]")
     a("--checkpointing", action="store_true",
       help="keep a layer's input alone, make the rest again going back: memory for time")
     a("--out", help="folder for the results [runs/<time>; runs/compare]")
     a("--compare", action="store_true", help="several methods and seeds, and a table of them")
     a("--methods", default="ovd, ovd --replace suffix, ovd --replace none, judge, grpo, format, "
       "logits, sft", help="to compare, between commas; each may carry flags [%(default)s]")
-    a("--seeds", type=int, default=5, help="to compare: seeds 0, 1, ...")
+    a("--seeds", type=int, default=5, help="to compare: seeds 0, 1, ... [%(default)s]")
     a("--jobs", type=int, help="to compare: runs side by side [1 on a GPU, else a core each]")
     a("--compare-memory", action="store_true",
       help="3 steps of ovd and of logits, chunked and dense: peak memory by phase, and no more")
@@ -146,28 +150,25 @@ def check(args):
     """Refuse what makes no sense before anything is loaded."""
     group = args.samples * (args.problems if args.one_shot else 1)
     apart = (args.teacher or "").startswith(("http://", "https://"))
-    rules = [(k, getattr(args, k) is None or getattr(args, k) >= 1, "must be at least 1") for k in
-             ("samples", "problems", "max_new_tokens", "batch", "micro_batch", "eval_problems",
-              "seeds", "jobs")]
+    least = {"samples": 1, "problems": 1, "max_new_tokens": 1, "batch": 1, "micro_batch": 1,
+             "eval_problems": 1, "seeds": 1, "jobs": 1, "steps": 0, "turns": 0, "chunk": 0, "kl": 0}
+    rules = [(k, (value := getattr(args, k)) is None or value >= low, f"must be at least {low}")
+             for k, low in least.items()]
     rules += [("theta", 0 <= args.theta <= 9, "must lie between 0 and 9"),
               ("samples", group >= 2 or args.method in ("logits", "sft"),
                "makes a group of one, which has no mean to be compared with; use at least 2"),
               ("temperature", args.temperature > 0, "must be above 0"),
               ("lr", args.lr is None or 0 < args.lr < 1, "must lie between 0 and 1"),
-              ("kl", args.kl >= 0, "must be at least 0"),
               ("teacher", not apart or args.replace != "suffix" or args.method != "ovd",
                "is a server, which cannot go on from the middle of a text; use --replace whole"),
               ("teacher", args.method != "logits" or not apart and args.teacher != "self",
                "has no other logits to match here; use --method ovd, which needs text alone"),
-              ("steps", args.steps >= 0, "must be at least 0"),
-              ("turns", args.turns >= 0, "must be at least 0"),
               ("corpus", not args.corpus or args.task == "search" and args.data,
                "is for --task search, with --data for the questions"),
               ("data", not args.data or args.task == "math" or args.corpus,
                "has questions to search for; give --corpus, the passages to find them in"),
               ("teacher", args.task == "math" or not apart,
-               "is a server, which cannot search here; use a folder or a hub name"),
-              ("chunk", args.chunk is None or args.chunk >= 0, "must be at least 0")]
+               "is a server, which cannot search here; use a folder or a hub name")]
     for knob, holds, rule in rules:
         if not holds:
             raise UserError(f"--{knob.replace('_', '-')} {getattr(args, knob)} {rule}")
@@ -213,11 +214,18 @@ def load_pair(args, device):
         print(f"the default pair for a GPU cannot be had, so the embedded one is used; {e}")
         args.student, args.teacher = tiny["student"], tiny["teacher"]
         return load_pair(args, device)
-    args.student, args.teacher = args.student or pair["student"], name
-    for knob, value in pair.items():
-        if getattr(args, knob) is None:
-            setattr(args, knob, value)
+    vars(args).update((k, v) for k, v in pair.items() if getattr(args, k) is None)
     return student, tokenizer, base, teacher, teacher_tok
+
+
+def read_data(args):
+    """(problems of --data, those of --eval-data), each None where it is not named."""
+    search = open_corpus(args.corpus, args.turns) if args.corpus else None
+    data, held = (path and read_problems(path, args.question_field, args.answer_field, flag, search)
+                  for flag, path in (("--data", args.data), ("--eval-data", args.eval_data)))
+    if data and len(data) < 2 and not held:
+        raise UserError(f"--data {args.data}: one problem is too few, one trains and one tests")
+    return data, held
 
 
 def load_problems(args, rows, test):
@@ -243,7 +251,7 @@ def evaluate(student, tokenizer, test, args, many=False):
     """How good it is on `test`: (figures, the trajectories sampled once at T = 1, the greedy ones).
 
     Shares right when sampled and when greedy, and the entropy; with `many` also pass@8, from 16
-    samples of each of 40 problems. Of a search also exact match and F1, searches a trajectory, and
+    samples of each of 25 problems. Of a search also exact match and F1, searches a trajectory, and
     the shares of trajectories with two or more and with an answer that stands in what was found.
     """
     torch.manual_seed(args.seed)
@@ -261,7 +269,7 @@ def evaluate(student, tokenizer, test, args, many=False):
                     "two_searches": mean(n >= 2 for n in searches),
                     "supported": mean(is_supported(t.text) for t in sampled)}
     if many:
-        tries = [t.right for t in run([p for p in test[:40] for _ in range(16)], 1.0)]
+        tries = [t.right for t in run([p for p in test[:25] for _ in range(16)], 1.0)]
         figures["pass_at_8"] = mean(pass_at_k(16, sum(tries[i:i + 16]), 8)
                                     for i in range(0, len(tries), 16))
     return figures, sampled, greedy
@@ -284,7 +292,7 @@ def evaluate_start(student, tokenizer, test, args):
 
 def as_read(solution, args):
     """The teacher's solution as it reads it when it scores, with the right answer if it may."""
-    if not args.teacher_sees_answer or not solution:
+    if not args.teacher_sees_answer:
         return solution
     return replace(solution, text=f"{solution.text}\nRight answer: {solution.problem.answer}")
 
@@ -294,7 +302,7 @@ def first_look(teacher, teacher_tok, sampled, args):
     solutions = write_solutions(teacher, teacher_tok, [t.problem for t in sampled], {},
                                 args.max_new_tokens, args.batch)
     score_trajectories(teacher, teacher_tok, sampled, [as_read(s, args) for s in solutions],
-                       args.score)
+                       args.score, min(16, args.batch))
     area = auc(*scores_of(sampled))
     print(f"the teacher on {len(sampled)} of these attempts: AUC {area:.2f}, {verdict(area)}")
 
@@ -316,19 +324,18 @@ def by_teacher(t, solution, kept, tokenizer, train_suffix=True):
     if solution.stopped:  # to stop is learned like any token
         ids, marks = [*ids, tokenizer.eos_token_id], [*marks, int(train_suffix)]
         logprobs.append(math.nan)
-    length = lambda k: len(tokenizer.decode(t.ids[:k]).lstrip())  # noqa: E731
-    k = bisect_left(range(len(t.ids) + 1), len(kept), key=length)  # our tokens that make up `kept`
-    reward = outcome(solution.text, t.problem) if solution.stopped else 0.0
+    k = bisect_left(range(len(t.ids) + 1), len(kept),  # our tokens that make up `kept`
+                    key=lambda k: len(tokenizer.decode(t.ids[:k]).lstrip()))
     return replace(t, ids=t.ids[:k] + ids, logprobs=t.logprobs[:k] + logprobs,
                    sampled=t.sampled[:k] + marks, text=solution.text, stopped=solution.stopped,
-                   reward=reward)
+                   reward=solution.reward)
 
 
-def written_by_teacher(problem, solution, tokenizer):
+def written_by_teacher(solution, tokenizer):
     """The teacher's solution as a trajectory of ours from the first token on."""
-    prompt = chat_ids(tokenizer, messages(problem))
-    return by_teacher(Trajectory(problem, prompt, [], [], [], False, "", 0.0), solution, "",
-                      tokenizer)
+    prompt = chat_ids(tokenizer, messages(solution.problem))
+    return by_teacher(Trajectory(solution.problem, prompt, [], [], [], False, "", 0.0), solution,
+                      "", tokenizer)
 
 
 def is_rejected(t, theta):
@@ -349,7 +356,7 @@ def replace_rejected(own, solutions, worked, tokenizer, teacher, teacher_tok, ar
     rejected, kept = [own[i] for i in where], [""] * len(where)
     if args.replace == "suffix":
         kept, read = good_beginnings(teacher, teacher_tok, rejected, [solutions[i] for i in where],
-                                     args.theta, args.score)
+                                     args.theta, args.score, min(16, args.batch))
     ends = write_solutions(teacher, teacher_tok, [t.problem for t in rejected], worked,
                            args.max_new_tokens, args.batch, kept)
     for i, t, end, head in zip(where, rejected, ends, kept):
@@ -374,8 +381,8 @@ def reward_of(t, args):
 def give_advantages(own, new, groups, args):
     """Set the advantage of what is trained on; returns the table of them, (groups, 2 n).
 
-    The left half is the student's own, the right half what the teacher put in their place. None
-    (in the table 0): takes no part.
+    The left half is the student's own, the right half what the teacher put in their place. What
+    takes no part is None as a reward, NaN in the table of rewards, and 0 in that of advantages.
     """
     def table(values):  # (groups, n), None as NaN
         return torch.tensor([math.nan if v is None else v for v in values]).view(groups, -1)
@@ -388,10 +395,10 @@ def give_advantages(own, new, groups, args):
     elif args.method == "ovd" and args.baseline == "own":
         baseline = table(t.reward for t in own)
     advantages = group_advantages(rewards, baseline)
-    for half, ts in ((0, own), (1, new)):
-        for t, r, a in zip(ts, *(x.chunk(2, 1)[half].flatten() for x in (rewards, advantages))):
-            if not r.isnan():
-                t.advantage = a.item()
+    for ts, *half in zip((own, new), rewards.chunk(2, 1), advantages.chunk(2, 1)):
+        for t, r, a in zip(ts, *(x.flatten().tolist() for x in half)):
+            if not math.isnan(r):
+                t.advantage = a
     return advantages
 
 
@@ -402,11 +409,11 @@ def trained_positions(model, trajectories, pad):
     """
     rows = [t.prompt_ids + t.ids for t in trajectories]
     ids, seen, positions = left_pad(rows, pad, model.device)  # (B, T) each
-    trained = torch.tensor([[0] * (ids.shape[1] - len(t.sampled)) + t.sampled
-                            for t in trajectories], device=model.device).bool()  # (B, T)
+    trained, _, _ = left_pad([[0] * len(t.prompt_ids) + t.sampled for t in trajectories], 0,
+                             model.device)  # (B, T), 1: trained on
     hidden = model.get_decoder()(input_ids=ids, attention_mask=seen, position_ids=positions,
                                  use_cache=False).last_hidden_state  # (B, T, H)
-    trained = trained[:, 1:]  # the token at t is predicted from the state at t - 1
+    trained = trained[:, 1:].bool()  # the token at t is predicted from the state at t - 1
     return hidden[:, :-1][trained], ids[:, 1:][trained], trained.nonzero()[:, 0]
 
 
@@ -448,11 +455,11 @@ def update(student, teacher, optimiser, batch, args, pad):
     count comes once, at the end. So its size cannot change the step, and no float16 gradient
     vanishes on the way.
     """
+    if not batch:  # all rejected and none replaced: nothing to learn from
+        return dict.fromkeys(("loss", "grad_norm", "tokens", "kl", "logprob_gap"), 0.0)
     parameters = [p for p in student.parameters() if p.requires_grad]
     tokens = max(1, sum(sum(t.sampled) for t in batch))  # empty solutions alone leave none
     losses, gaps, moved = [], [], []
-    if not batch:  # all rejected and none replaced: nothing to learn from
-        return dict.fromkeys(("loss", "grad_norm", "tokens", "kl", "logprob_gap"), 0.0)
     optimiser.zero_grad()
     if args.checkpointing:  # in train mode only; sampling needs the cache it does without
         student.activation_checkpointing_enable({"use_reentrant": False})
@@ -476,17 +483,17 @@ def update(student, teacher, optimiser, batch, args, pad):
 
 
 # ------------------------------------------------------------------------------- the run
-def step_figures(own, new, advantages, args):
+def step_figures(own, new, used, advantages, args):
     """What is logged of a step beside the update's own figures; every column is in the README."""
     right, wrong = scores_of(own)
-    used = [t.advantage for t in own + new if t is not None and t.advantage is not None] or [0.0]
+    sizes = [t.advantage for t in used] or [0.0]
     return {"reward": mean(t.reward for t in own),
             "score": mean(right + wrong or [math.nan]), "auc": auc(right, wrong),
             "scored": len(right + wrong) / len(own),
             "accepted": mean(t.score is not None and not is_rejected(t, args.theta) for t in own),
             "replaced": mean(u is not None for u in new),
-            "tied_groups": tied_groups(advantages), "advantage": mean(map(abs, used)),
-            "spread": pstdev(used),
+            "tied_groups": tied_groups(advantages), "advantage": mean(map(abs, sizes)),
+            "spread": pstdev(sizes),
             "entropy": entropy(own),
             "cut_off": mean(not t.stopped for t in own),
             "student_tokens": sum(s and not math.isnan(lp) for t in own
@@ -525,7 +532,7 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
         solutions = [worked.get((p, "")) for p in problems]
         # sample: n whole trajectories for each problem, from the student as it is now
         if args.method == "sft":
-            own = [written_by_teacher(p, s, tokenizer) for p, s in zip(problems, solutions)]
+            own = [written_by_teacher(s, tokenizer) for s in solutions]
         else:
             own = sample_trajectories(student, tokenizer, problems, args.temperature,
                                       args.max_new_tokens, args.batch)
@@ -544,11 +551,11 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
         mark("scoring")
         # update: one gradient step, each token weighted by its trajectory's advantage
         advantages = give_advantages(own, new, groups, args)  # (groups, 2 n)
-        used = [t for t in own + new if t is not None and t.advantage is not None]
+        used = [t for t in own + new if t and t.advantage is not None]
         figures = update(student, teacher, optimiser, used, args, tokenizer.pad_token_id)
         mark("update")
         # log
-        row = {"step": step, **step_figures(own, new, advantages, args), **figures,
+        row = {"step": step, **step_figures(own, new, used, advantages, args), **figures,
                "teacher_read": read + more, "seconds": time.time() - began}
         log_step(out, row, own, new)
         rows.append(row)
@@ -628,12 +635,7 @@ def run(args):
     quiet()
     PEAKS.clear()
     torch.manual_seed(args.seed)
-    fields = args.question_field, args.answer_field
-    search = open_corpus(args.corpus, args.turns) if args.corpus else None
-    data = read_problems(args.data, *fields, search=search) if args.data else None
-    held = read_problems(args.eval_data, *fields, "--eval-data", search) if args.eval_data else None
-    if data and len(data) < 2 and not held:
-        raise UserError(f"--data {args.data}: one problem is too few, one trains and one tests")
+    data, held = read_data(args)
     warn(args, device)
     student, tokenizer, base, teacher, teacher_tok = load_pair(args, device)
     if args.method == "logits" and tokenizer.get_vocab() != teacher_tok.get_vocab():
@@ -641,6 +643,10 @@ def run(args):
                         "there is nothing to match; use --method ovd, which needs text alone")
     mark("loading")
     stream, test = load_problems(args, data, held)
+    words = tokenizer.encode(test[0].question, add_special_tokens=False)
+    if words.count(tokenizer.unk_token_id) > len(words) / 4:  # the embedded one knows 380
+        raise UserError(f"--student {args.student}: it has no words for these problems; name one "
+                        "that does, like --student Qwen/Qwen3-0.6B")
     print(f"{args.method}{', one-shot' if args.one_shot else ''}: {args.steps} updates of "
           f"{args.problems * args.samples} trajectories, tested on {len(test)} unseen problems; "
           f"results in {out}\n")
@@ -680,8 +686,8 @@ def run(args):
 
 def say_in_one_sentence(result):
     """What happened, from what result.json holds."""
-    change = lambda k, form: f"{before[k]:{form}} -> {after[k]:{form}}"  # noqa: E731
     before, after = result["before"], result["after"]
+    change = lambda k, form: f"{before[k]:{form}} -> {after[k]:{form}}"  # noqa: E731
     print(f"{result['method']}{' from one problem' if result['one_shot'] else ''}: "
           f"{change('pass_at_1', '.1%')} of {after['n']} unseen problems right when sampled "
           f"({100 * (after['pass_at_1'] - before['pass_at_1']):+.1f} points; greedy "
@@ -740,10 +746,14 @@ def compare(args):
     """Every method with every seed, a few side by side; what is finished is not run again."""
     out = Path(args.out or "runs/compare" + ("-one-shot" if args.one_shot else ""))
     names = [" ".join(name.split()) for name in args.methods.split(",") if name.strip()]
-    if not names or any(name.count("'") % 2 or name.count('"') % 2 for name in names):
+    try:
+        flags = {name: shlex.split(name) for name in names}
+    except ValueError:  # a quote that is never closed
+        flags = {}
+    if not flags:
         raise UserError(f"--methods {args.methods!r}: give methods with commas between them, like "
                         "'ovd, ovd --theta 3, grpo'")
-    todo = {(name, seed): [*sys.argv[1:], "--method", *shlex.split(name), "--seed", str(seed),
+    todo = {(name, seed): [*sys.argv[1:], "--method", *flags[name], "--seed", str(seed),
                            "--out", str(out / f"{re.sub('[^a-z0-9.-]+', '_', name)}-{seed}")]
             for seed in range(args.seeds) for name in names}
     for argv in todo.values():  # a slip in a flag shows now and not in an hour
@@ -834,20 +844,19 @@ def compare_memory(args):
     rows = []
     for name, flags in {"ovd": ["--method", "ovd"], "logits, chunked": ["--method", "logits"],
                         "logits, dense": ["--method", "logits", "--chunk", "0"]}.items():
-        mine = [x for x in sys.argv[1:] if not x.startswith("--co")]
+        mine = [x for x in sys.argv[1:] if not x.startswith("--compare")]
         with tempfile.TemporaryDirectory() as out:
             done = subprocess.run([sys.executable, __file__, "--steps", "3", "--eval-problems", "1",
                                    *mine, *flags, "--out", out], capture_output=True, text=True)
-            if done.returncode:
-                why = (done.stderr.strip().splitlines() or ["killed, out of memory?"])[-1]
-                print(f"{name:18}  does not run: {why}")
-                rows.append({"method": name, "peak_by_phase": None})
-                continue
-            result = json.loads((Path(out) / "result.json").read_text())
-        peaks = result["peak_by_phase"]
-        rows.append({"method": name, "peak_by_phase": peaks, "seconds": result["seconds"]})
-        print(f"{name:18}" + "".join(f"{peaks[p] / 2**30:17.3f}" if p in peaks else f"{'-':>17}"
-                                     for p in phases))
+            result = {} if done.returncode else json.loads((Path(out) / "result.json").read_text())
+        peaks = result.get("peak_by_phase")
+        rows.append({"method": name, "peak_by_phase": peaks, "seconds": result.get("seconds")})
+        if peaks:
+            print(f"{name:18}" + "".join(f"{peaks[p] / 2**30:17.3f}" if p in peaks else f"{'-':>17}"
+                                         for p in phases))
+        else:
+            why = (done.stderr.strip().splitlines() or ["killed, out of memory?"])[-1]
+            print(f"{name:18}  does not run: {why}")
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1))
     top = {r["method"]: max(r["peak_by_phase"].values()) / 2**30 for r in rows
@@ -881,10 +890,7 @@ def settle(args, device):
     s = shape_of(args.student or pair["student"], "--student")
     if args.student:
         pair = tiny if s.L * s.H * (2 * s.Q + 3 * s.I) < 50e6 > s.V * s.H else HUB_PAIR
-    for knob, value in pair.items():
-        if getattr(args, knob) is None:
-            setattr(args, knob, value)
-    args.student, args.teacher = args.student or pair["student"], args.teacher or pair["teacher"]
+    vars(args).update((k, v) for k, v in pair.items() if getattr(args, k) is None)
     if args.teacher == "self" or "://" in args.teacher:  # no weights, no vocabulary of its own
         return args, s, argparse.Namespace(**{**vars(s), "L": 0, "tied": 2, "known": 0})
     return args, s, shape_of(args.teacher, "--teacher")
@@ -918,7 +924,7 @@ def predict(args, s, t, device):
                                           args.batch * s.V * (d + 12))
     b = min(16, args.batch, args.samples * args.problems)
     scoring = max(cache(t, min(args.batch, args.problems)), passing(t, b * (prompt + 2 * new + 60)))
-    M, n = rows * new, rows * (prompt + new)  # trained tokens, all tokens
+    M, n = rows * new, rows * (prompt + new)  # of a micro-batch: trained tokens, all tokens
     # two norms (float32 in, d out), queries, keys, values, attention's output, four of the MLP's
     kept = 2 * (4 + d) * s.H + d * (2 * s.Q + 2 * (s.K if rows == 1 else s.Q)) + 4 * d * s.I
     activations = n * kept * (1 if args.checkpointing else s.L) + passing(s, n, 1)
@@ -937,7 +943,8 @@ def predict(args, s, t, device):
 def peak_of(predicted, method, own=0):
     """The peak of one method: what is held throughout, and the largest of its phases."""
     held, (sampling, teacher, activations, loss) = predicted[0], predicted[1][method]
-    update = activations + (loss if method == "ovd" else max(teacher, loss))  # ovd's has scored
+    # ovd's teacher reads before the update, that of logit matching during it
+    update = activations + (loss if method == "ovd" else max(teacher, loss))
     return own + sum(held.values()) + max(sampling, teacher, update)
 
 

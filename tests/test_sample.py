@@ -164,6 +164,18 @@ def test_greedy_equals_transformers_generate(student):
         assert ours == row[: len(ours)] and stopped == (tokenizer.eos_token_id in row)
 
 
+def test_a_prompt_that_is_read_once_is_continued_in_each_of_its_places(student):
+    model, tokenizer = student
+    a, b, c = (chat_ids(tokenizer, messages(p)) for p in PROBLEMS[:3])
+    alone = {tuple(p): generate(model, tokenizer, [p], 0.0, 40)[0] for p in (a, b, c)}
+    prompts = [b, a, b, b, c, a]
+    for prompt, (ids, logprobs) in zip(prompts, generate(model, tokenizer, prompts, 0.0, 40)):
+        assert ids == alone[tuple(prompt)][0]
+        assert logprobs == pytest.approx(alone[tuple(prompt)][1], abs=1e-4)
+    torch.manual_seed(0)  # and sampled, each goes its own way
+    assert len({tuple(ids) for ids, _ in generate(model, tokenizer, 16 * [a], 1.0, 40)}) > 4
+
+
 def test_padding_does_not_change_what_is_said(student):
     model, tokenizer = student
     prompts = [chat_ids(tokenizer, messages(p)) for p in PROBLEMS]

@@ -1,5 +1,6 @@
 """The teacher: probabilities that can be checked elsewhere, and a score nobody writes for himself."""
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -11,6 +12,7 @@ from sample import TINY, chat_ids, load_model, sample_trajectories
 from score import (
     UserError,
     auc,
+    check_teacher,
     digit_ids,
     grading_messages,
     parse_reply,
@@ -181,6 +183,17 @@ def test_parse_reply(reply, digit):
 
 def test_auc_by_hand():
     assert auc([3, 5], [1, 5]) == pytest.approx((1 + 0 + 1 + 0.5) / 4)
+
+
+def test_the_check_has_words_for_attempts_that_are_all_wrong(scored, teacher, capsys):
+    wrong = [(t, s) for t, s in zip(*scored) if not t.right][:4]
+    attempts, solutions = map(list, zip(*wrong))
+    check_teacher(*teacher, attempts, solutions, "expected")
+    said = capsys.readouterr().out
+    assert "AUC nan" in said and "0 of 4 attempts got no score" in said and "S(y) moves by" in said
+    unscored = [replace(t, score=None) for t in attempts]
+    with pytest.raises(UserError, match="no score at all"):
+        check_teacher(*teacher, unscored, solutions, "expected")
 
 
 def test_a_tokenizer_that_splits_digits_is_one_line(teacher):

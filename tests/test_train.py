@@ -50,10 +50,10 @@ def test_one_shot_learns_and_leaves_its_results(tmp_path):
     assert result["after"]["pass_at_1"] - result["before"]["pass_at_1"] >= 0.20
     assert result["peak_bytes"] > 0 and result["seconds"] > 0 and result["versions"]["torch"]
     rows = list(csv.DictReader(open(tmp_path / "run/metrics.csv")))
-    assert [int(float(r["step"])) for r in rows] == list(range(1, 33))
+    assert [int(float(r["step"])) for r in rows] == list(range(1, 17))
     assert all(float(r["logprob_gap"]) < 1e-3 for r in rows)  # what is trained is what was sampled
     samples = [json.loads(line) for line in open(tmp_path / "run/samples.jsonl")]
-    assert len(samples) == 32 * 32 and len({s["question"] for s in samples}) == 1
+    assert len(samples) == 16 * 32 and len({s["question"] for s in samples}) == 1
     assert all(len(s["probs"]) == 10 and 0 <= s["score"] <= 9 for s in samples)
     assert f"{result['after']['pass_at_1']:.1%}" in done.stdout.splitlines()[-1]
     # the adapter is where it says, and does what it says
@@ -293,6 +293,16 @@ def test_own_data(tmp_path, script):
             f.write(json.dumps({"question": p.question, "answer": p.answer}) + "\n")
     script("train.py", *QUICK, "--data", tmp_path / "d.jsonl", "--out", tmp_path / "r")
     assert json.loads((tmp_path / "r/result.json").read_text())["after"]["n"] == 4
+
+
+def test_problems_in_words_that_the_student_does_not_know(tmp_path, script, capsys):
+    capitals = {"Which city is the capital of France?": "Paris", "And of Peru?": "Lima"}
+    lines = [json.dumps({"question": q, "answer": a}) for q, a in capitals.items()]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SystemExit) as e:
+        script("train.py", *QUICK, "--data", tmp_path / "d.jsonl", "--out", tmp_path / "r")
+    said = capsys.readouterr().err.strip().splitlines()
+    assert e.value.code == 2 and "has no words for these problems" in said[-1]
 
 
 def test_ctrl_c_saves_the_adapter(tmp_path):

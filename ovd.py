@@ -105,6 +105,7 @@ def token_logprobs(hidden, head, targets, temperature=1.0, chunk=None):
     scored under another, an update is off-policy whatever it is called.
     """
     def logprobs(hidden, targets):
+        """Of some of the M rows."""
         logits = (hidden @ head.T).float() / temperature  # (M, V)
         return -F.cross_entropy(logits, targets, reduction="none")  # (M,)
     return in_chunks(logprobs, chunk, hidden, targets)
@@ -133,6 +134,7 @@ def reverse_kl(hidden, head, teacher_hidden, teacher_head, temperature=1.0, chun
     the same V token ids at the same M positions, and dense it holds several (M, V) tensors.
     """
     def kl(hidden, teacher_hidden):
+        """Of some of the M rows."""
         student = F.log_softmax((hidden @ head.T).float() / temperature, -1)  # (M, V)
         teacher = F.log_softmax((teacher_hidden @ teacher_head.T).float() / temperature, -1)
         return (student.exp() * (student - teacher)).sum(-1)  # (M,)
@@ -226,7 +228,8 @@ def return_freed_memory():
 
 def rung_inputs(tokens, vocab, hidden, teacher_hidden, dtype, device):
     """What every rung finds in place: h, W, g, U, y as in RUNGS, the heads frozen."""
-    def random(rows, width):  # a thousand random rows over and over: quick to make
+    def random(rows, width):
+        """(rows, width): a thousand random rows over and over, which is quick to make."""
         block = (torch.randn(min(rows, 1000), width, device=device) / width ** 0.5).to(dtype)
         return block.repeat(-(-rows // len(block)), 1)[:rows]  # (rows, width)
     return (random(tokens, hidden).requires_grad_(), random(vocab, hidden),

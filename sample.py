@@ -42,6 +42,11 @@ from tasks import (Problem, UserError, environment, fail_in_one_line, messages, 
 TINY = Path(__file__).parent / "tiny"
 
 
+def embedded(task, role):
+    """Folder of the embedded "student" or "teacher" of a task."""
+    return str(TINY / (role if task == "math" else f"{task}-{role}"))
+
+
 # ------------------------------------------------------------------------------- loading
 def quiet():
     """Leave the screen to this project: errors only from the libraries below."""
@@ -381,8 +386,7 @@ def main():
     if min(args.problems, args.samples, args.max_new_tokens) < 1 or args.temperature < 0:
         raise UserError("--problems, --samples, --max-new-tokens start at 1, --temperature at 0")
     quiet()
-    searching = args.task == "search"
-    args.student = args.student or str(TINY / ("search-student" if searching else "student"))
+    args.student = args.student or embedded(args.task, "student")
     model, tokenizer, _ = load_student(args.student, args.bits, pick_device())
     torch.manual_seed(args.seed)
     stream = task_stream(args.task, args.seed, args.difficulty, held_out=True)
@@ -396,7 +400,7 @@ def main():
         p = math.exp(sum(t.logprobs))
         verdict = "right" if t.right else "wrong"
         text = " " + t.text
-        if searching:  # a line for each part, the environment's set apart
+        if args.task == "search":  # a line for each part, the environment's set apart
             text = re.sub("(?= <search>| <answer>)", "\n      ", text)
             text = text.replace("<information>", "\n          | <information>")
         print(f"  {verdict}  {sum(t.sampled):3d} tokens, p = {p:.1e} {text}")

@@ -33,7 +33,7 @@ from huggingface_hub import InferenceClient, get_session
 from tqdm.contrib.concurrent import thread_map
 
 from ovd import accept, expected_score, most_likely_score
-from sample import (TINY, Trajectory, chat_ids, check_context, generate, left_pad, load_model,
+from sample import (Trajectory, chat_ids, check_context, embedded, generate, left_pad, load_model,
                     load_student, pick_device, quiet, sample_trajectories, without_lora)
 from tasks import (INFORMATION, Problem, UserError, fail_in_one_line, messages, outcome, step_ends,
                    task_stream)
@@ -286,7 +286,8 @@ def write_solutions(teacher, tokenizer, problems, known, max_new_tokens=64, batc
 def score_trajectories(teacher, tokenizer, trajectories, solutions, how="expected", batch=16):
     """Fill in the trajectories' probs and score. Returns how many tokens the teacher read for it.
 
-    how: "expected", "digit" (the likeliest), or "reply" (the one digit in a text).
+    how: "expected", "digit" (the likeliest), or "reply" (the one digit in a text). It reads `batch`
+    prompts at a time, but never more than 16, which hold an attempt and a solution each.
     """
     attempts = [(t.problem, t.text) for t in trajectories]
     asked = {a: grading_messages(a[0], s.text, a[1])
@@ -297,7 +298,8 @@ def score_trajectories(teacher, tokenizer, trajectories, solutions, how="expecte
         prompts = [chat_ids(tokenizer, m) for m in asked.values()]
         read_all = score_replies if how == "reply" else score_probs
         with without_lora(teacher):
-            probs, tokens = read_all(teacher, tokenizer, prompts, batch), sum(map(len, prompts))
+            probs = read_all(teacher, tokenizer, prompts, min(16, batch))
+        tokens = sum(map(len, prompts))
     scores = (expected_score if how == "expected" else most_likely_score)(probs)  # (b,)
     read = dict(zip(asked, zip(probs.tolist(), scores.tolist())))
     for t, a in zip(trajectories, attempts):
@@ -417,6 +419,16 @@ def compare_teachers(before, after):
           f"{spearman:.3f}, mean difference {(s[1] - s[0]).mean():+.2f}.")
 
 
+def rescore(teacher, tokenizer, args):
+    """A finished run's trajectories read by another teacher, and the two compared."""
+    before = read_samples(args.rescore)
+    after = [replace(t) for t in before]
+    solutions = write_solutions(teacher, tokenizer, [t.problem for t in after], {},
+                                args.max_new_tokens, 64)
+    score_trajectories(teacher, tokenizer, after, solutions, args.score)
+    compare_teachers(before, after)
+
+
 # ------------------------------------------------------------------------------- elsewhere
 def as_reward(teacher, tokenizer, how="expected", max_new_tokens=64):
     """The teacher as a reward function for another trainer, TRL's GRPOTrainer(reward_funcs=...).
@@ -458,19 +470,13 @@ def main():
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     quiet()
-    kind = "search-" if args.task == "search" else ""
-    student, student_tok, _ = load_student(args.student or str(TINY / f"{kind}student"), args.bits,
-                                           pick_device())
-    teacher, teacher_tok = load_teacher(args.teacher or str(TINY / f"{kind}teacher"),
+    student, student_tok, _ = load_student(args.student or embedded(args.task, "student"),
+                                           args.bits, pick_device())
+    teacher, teacher_tok = load_teacher(args.teacher or embedded(args.task, "teacher"),
                                         args.teacher_model, args.bits, (student, student_tok),
                                         pick_device())
     if args.rescore:
-        before = read_samples(args.rescore)
-        after = [replace(t) for t in before]
-        solutions = write_solutions(teacher, teacher_tok, [t.problem for t in after], {},
-                                    args.max_new_tokens, 64)
-        score_trajectories(teacher, teacher_tok, after, solutions, args.score)
-        return compare_teachers(before, after)
+        return rescore(teacher, teacher_tok, args)
     torch.manual_seed(args.seed)
     stream = task_stream(args.task, args.seed, args.difficulty, held_out=True)
     problems = [p for p in islice(stream, 40) for _ in range(8)]

@@ -369,6 +369,7 @@ def make_world(rng, turns=4):
     and reviews of two books at once. One question in four needs a third search.
     """
     def names(first, last, n=12):
+        """n different pairs of words."""
         return rng.sample([f"{a} {b}" for a in first for b in last], n)
 
     titles, writers, cities = names(KIND, NOUN), names(FIRST, LAST), names(SIDE, TOWN)

@@ -61,8 +61,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ovd import (accept, free_bytes, group_advantages, peak_bytes, reset_peak, reverse_kl,
                  tied_groups, token_logprobs, trajectory_loss)
-from sample import (TINY, Trajectory, as_data, chat_ids, left_pad, load_student, pick_device, quiet,
-                    sample_trajectories, save_adapter, without_lora)
+from sample import (Trajectory, as_data, chat_ids, embedded, left_pad, load_student, pick_device,
+                    quiet, sample_trajectories, save_adapter, without_lora)
 from score import (auc, good_beginnings, load_teacher, score_trajectories, scores_of, verdict,
                    write_solutions)
 from tasks import (DIFFICULTY, INFORMATION, JSONL, UserError, fail_in_one_line, is_correct,
@@ -70,10 +70,9 @@ from tasks import (DIFFICULTY, INFORMATION, JSONL, UserError, fail_in_one_line, 
                    problem_stream, read_problems, task_stream)
 
 # The default pairs. Names apart, they differ in nothing but these numbers.
-TINY_PAIR = dict(student=str(TINY / "student"), teacher=str(TINY / "teacher"), difficulty=1,
-                 lr=5e-4, max_new_tokens=64, batch=256, micro_batch=32, chunk=1024)
-TINY_PAIRS = {"math": TINY_PAIR, "search": {**TINY_PAIR, "max_new_tokens": 32, **{
-    role: str(TINY / f"search-{role}") for role in ("student", "teacher")}}}
+TINY_PAIRS = {task: dict(student=embedded(task, "student"), teacher=embedded(task, "teacher"),
+                         difficulty=1, lr=5e-4, max_new_tokens=tokens, batch=256, micro_batch=32,
+                         chunk=1024) for task, tokens in (("math", 64), ("search", 32))}
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
                 lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128)
 STARTS = {}  # of a comparison's students: what each was before, see evaluate_start()
@@ -302,7 +301,7 @@ def first_look(teacher, teacher_tok, sampled, args):
     solutions = write_solutions(teacher, teacher_tok, [t.problem for t in sampled], {},
                                 args.max_new_tokens, args.batch)
     score_trajectories(teacher, teacher_tok, sampled, [as_read(s, args) for s in solutions],
-                       args.score, min(16, args.batch))
+                       args.score, args.batch)
     area = auc(*scores_of(sampled))
     print(f"the teacher on {len(sampled)} of these attempts: AUC {area:.2f}, {verdict(area)}")
 
@@ -356,7 +355,7 @@ def replace_rejected(own, solutions, worked, tokenizer, teacher, teacher_tok, ar
     rejected, kept = [own[i] for i in where], [""] * len(where)
     if args.replace == "suffix":
         kept, read = good_beginnings(teacher, teacher_tok, rejected, [solutions[i] for i in where],
-                                     args.theta, args.score, min(16, args.batch))
+                                     args.theta, args.score, args.batch)
     ends = write_solutions(teacher, teacher_tok, [t.problem for t in rejected], worked,
                            args.max_new_tokens, args.batch, kept)
     for i, t, end, head in zip(where, rejected, ends, kept):
@@ -384,7 +383,8 @@ def give_advantages(own, new, groups, args):
     The left half is the student's own, the right half what the teacher put in their place. What
     takes no part is None as a reward, NaN in the table of rewards, and 0 in that of advantages.
     """
-    def table(values):  # (groups, n), None as NaN
+    def table(values):
+        """(groups, n), None as NaN."""
         return torch.tensor([math.nan if v is None else v for v in values]).view(groups, -1)
 
     rewards = torch.cat([table(reward_of(t, args) for t in own),
@@ -542,7 +542,7 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
         if args.method in ("ovd", "judge"):
             solutions = [as_read(s, args) for s in solutions]
             read = score_trajectories(teacher, teacher_tok, own, solutions, args.score,
-                                      min(16, args.batch))
+                                      args.batch)
         elif args.method == "logits":  # or nothing is said, and it reads along in update
             read = sum(len(t.prompt_ids + t.ids) for t in own)
         if args.method == "ovd":
@@ -594,6 +594,7 @@ def budget(rows, worked):
 def explain(rows, before, after, args):
     """Print what the steps had in common and, where little was learned, the likely reason."""
     def average(column, part=rows):
+        """Mean of a column over some steps, without those that have no such figure."""
         return fmean([r[column] for r in part if not math.isnan(r[column])] or [math.nan])
 
     third = max(1, len(rows) // 3)
@@ -915,10 +916,12 @@ def predict(args, s, t, device):
             "embeddings and heads": d * sum(m.V * m.H * (2 - m.tied) for m in (s, t)),
             "adapters": 4 * lora, "gradients and AdamW": 12 * lora}
 
-    def passing(m, tokens, lora=0):  # the MLP's tensors, the residual's, and a layer unpacked
+    def passing(m, tokens, lora=0):
+        """The MLP's tensors, the residual's, and a layer unpacked."""
         return tokens * d * ((3 + lora) * m.I + 2 * m.H) + four * d * m.H * m.I
 
-    def cache(m, b):  # grown by copying, and on a CPU what the old copies held is not given back
+    def cache(m, b):
+        """Grown by copying, and on a CPU what the old copies held is not given back."""
         return (4 if device == "cpu" else 2) * b * (prompt + new) * m.L * m.K * d
     sampling = cache(s, args.batch) + max(passing(s, args.batch * prompt, 1),
                                           args.batch * s.V * (d + 12))
@@ -971,7 +974,8 @@ def own_bytes(device):
     if device == "cuda":
         return 6e8  # assumed, not measured; the allocator's figures leave it out
     quiet()
-    student, tokenizer, _ = load_student(TINY_PAIR["student"], 4, "cpu")  # 1.5 MB: all but nothing
+    tiny = embedded("math", "student")  # 1.5 MB: all but nothing
+    student, tokenizer, _ = load_student(tiny, 4, "cpu")
     sample_trajectories(student, tokenizer, [next(problem_stream(0))], 1.0, 2)
     return reset_peak("cpu")
 

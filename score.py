@@ -156,6 +156,17 @@ def score_replies(teacher, tokenizer, prompts, batch=16, max_new_tokens=8):
     return torch.tensor([ten or [math.nan] * 10 for ten in rows])
 
 
+def what_failed(e, key):
+    """Of a failed request: (HTTP status or 0, seconds the server asks to wait, why in a line)."""
+    status = getattr(getattr(e, "response", None), "status_code", 0)
+    after = e.response.headers.get("retry-after", "") if status else ""
+    words = (getattr(e, "server_message", None) or str(e)).replace(key, "***")  # it may echo it
+    advice = ("; set TEACHER_API_KEY in the environment" if status in (401, 403) else
+              "" if status else "; see that the server is up, and OpenAI-compatible")
+    why = f"{status or type(e).__name__}: {' '.join(words.split())[:160]}{advice}"
+    return status, min(60, int(after)) if after.isdecimal() else 0, why
+
+
 class Endpoint:
     """A teacher behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama, a hosted model.
 
@@ -196,16 +207,11 @@ class Endpoint:
             try:
                 return request(*args)
             except Exception as e:  # several libraries' kinds, and whatever nonsense leads to
-                status = getattr(getattr(e, "response", None), "status_code", 0)
-                after = e.response.headers.get("retry-after", "") if status else ""
-                words = (getattr(e, "server_message", None) or str(e)).replace(self.key, "***")
-                advice = ("; set TEACHER_API_KEY in the environment" if status in (401, 403) else
-                          "" if status else "; see that the server is up, and OpenAI-compatible")
-                self.why = f"{status or type(e).__name__}: {' '.join(words.split())[:160]}{advice}"
+                status, wait, self.why = what_failed(e, self.key)
                 late = "Timeout" in type(e).__name__ and pause != 1
             if pause is None or late or 400 <= status < 500 and status not in (408, 429):
                 return None
-            time.sleep(max(pause, min(60, int(after))) if after.isdecimal() else pause)
+            time.sleep(max(pause, wait))
 
     def ask_all(self, request, conversations):
         """self.ask(request, text) for each, in order; no control token of a template in a text."""

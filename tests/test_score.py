@@ -35,9 +35,9 @@ FLATTERY = [
 
 @pytest.fixture(scope="module")
 def scored(student, teacher):
-    """400 samples of the student on unseen problems, scored, and the teacher's own solutions."""
+    """200 samples of the student on unseen problems, scored, and the teacher's own solutions."""
     torch.manual_seed(0)
-    problems = [p for p in islice(problem_stream(7, held_out=True), 200) for _ in range(2)]
+    problems = list(islice(problem_stream(7, held_out=True), 200))
     trajectories = sample_trajectories(*student, problems)
     solutions = write_solutions(*teacher, problems, {})
     score_trajectories(*teacher, trajectories, solutions)

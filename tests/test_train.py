@@ -36,10 +36,17 @@ def run(*args, name="train.py", env=None):
     )
 
 
-def test_one_shot_learns_and_leaves_its_results(tmp_path):
-    done = run("--one-shot", "--out", tmp_path / "run")
+@pytest.fixture(scope="module")
+def one_shot(tmp_path_factory):
+    """(folder, last line printed, result.json) of the main job, just as a user would start it."""
+    folder = tmp_path_factory.mktemp("one-shot") / "run"
+    done = run("--one-shot", "--out", folder)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "run/result.json").read_text())
+    return folder, done.stdout.splitlines()[-1], json.loads((folder / "result.json").read_text())
+
+
+def test_one_shot_learns_and_leaves_its_results(one_shot):
+    folder, last_line, result = one_shot
     assert (
         result["method"] == "ovd"
         and result["task"] == "math"
@@ -49,17 +56,17 @@ def test_one_shot_learns_and_leaves_its_results(tmp_path):
     assert result["before"]["n"] == result["after"]["n"] == 500
     assert result["after"]["pass_at_1"] - result["before"]["pass_at_1"] >= 0.20
     assert result["peak_bytes"] > 0 and result["seconds"] > 0 and result["versions"]["torch"]
-    rows = list(csv.DictReader(open(tmp_path / "run/metrics.csv")))
+    rows = list(csv.DictReader(open(folder / "metrics.csv")))
     assert [int(float(r["step"])) for r in rows] == list(range(1, 17))
     assert all(float(r["logprob_gap"]) < 1e-3 for r in rows)  # what is trained is what was sampled
-    samples = [json.loads(line) for line in open(tmp_path / "run/samples.jsonl")]
+    samples = [json.loads(line) for line in open(folder / "samples.jsonl")]
     assert len(samples) == 16 * 32 and len({s["question"] for s in samples}) == 1
     assert all(len(s["probs"]) == 10 and 0 <= s["score"] <= 9 for s in samples)
-    assert f"{result['after']['pass_at_1']:.1%}" in done.stdout.splitlines()[-1]
+    assert f"{result['after']['pass_at_1']:.1%}" in last_line
     # the adapter is where it says, and does what it says
     again = run(
         "--student",
-        tmp_path / "run/adapter",
+        folder / "adapter",
         "--problems",
         "40",
         "--samples",
@@ -217,14 +224,12 @@ def plan(tmp_path, script, *flags):
     return {r["method"]: r for r in json.loads((tmp_path / "plan.json").read_text())}
 
 
-def test_the_plan_is_within_15_percent_of_the_measured_peak(tmp_path):
+def test_the_plan_is_within_15_percent_of_the_measured_peak(tmp_path, one_shot):
     """Of the embedded pair on a CPU, both in processes of their own."""
     done = run("--plan", "cpu", "--json", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     planned = json.loads((tmp_path / "plan.json").read_text())[0]["peak_bytes"]
-    done = run("--one-shot", "--steps", 2, "--eval-problems", 256, "--out", tmp_path / "r")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "r/result.json").read_text())
+    _, _, result = one_shot
     assert result["peak_bytes"] == max(result["peak_by_phase"].values())
     assert set(result["peak_by_phase"]) == {"loading", "testing", "sampling", "scoring", "update"}
     assert planned == pytest.approx(result["peak_bytes"], rel=0.15)

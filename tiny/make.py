@@ -26,6 +26,7 @@ import re
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -493,12 +494,34 @@ def any_place(rng, problem, seen=""):
     return rng.choice([p for p in pool if p in seen and rng.random() < 0.7] or pool)
 
 
-def search_attempt(rng, problem, others, guesses=5):
-    """Many kinds of right and wrong: (what was searched for, what was found, answer or None)."""
+def near_place(rng, problem):
+    """Likewise, but near the answer: of a town's two words it may share one."""
+    if problem.answer in tasks.COUNTRIES:
+        return rng.choice([c for c in tasks.COUNTRIES if c != problem.answer])
+    (side, town), which = problem.answer.split(), rng.random()
+    if which < 0.3:
+        return f"{side} {rng.choice([t for t in tasks.TOWN if t != town])}"
+    if which < 0.6:
+        return f"{rng.choice([s for s in tasks.SIDE if s != side])} {town}"
+    towns = [f"{a} {b}" for a in tasks.SIDE for b in tasks.TOWN]
+    return rng.choice([t for t in towns if t != problem.answer])
+
+
+def bare_answer(rng, problem, others):
+    """An attempt, as below, that is an answer and nothing else, right every other time."""
+    return [], [], problem.answer if rng.random() < 0.5 else near_place(rng, problem)
+
+
+def search_attempt(rng, problem, others, guesses=5, luck=0.2, near=0):
+    """Many kinds of right and wrong: (what was searched for, what was found, answer or None).
+
+    guesses: how often nothing is searched for. luck: how often an answer is right that nothing led
+    to. near: how many of the wrong ones come near the right one.
+    """
     queries = queries_of(problem)
     kinds = {"right": 6, "wrong": 4, "guess": guesses, "short": 4, "namesake": 4, "stray": 4, "again": 2}
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
-    right = kind in ("right", "again") or kind in ("guess", "short", "stray") and rng.random() < 0.2
+    right = kind in ("right", "again") or kind in ("guess", "short", "stray") and rng.random() < luck
     if kind == "guess":
         queries = []
     elif kind == "short":
@@ -517,7 +540,12 @@ def search_attempt(rng, problem, others, guesses=5):
     if queries and rng.random() < 0.2:  # unfinished
         k = rng.randrange(len(queries)) + 1
         return queries[:k], found[:k], None
-    answer = problem.answer if right else any_place(rng, problem, " ".join(found))
+    if right:
+        answer = problem.answer
+    elif near and rng.random() < near:
+        answer = near_place(rng, problem)
+    else:
+        answer = any_place(rng, problem, " ".join(found))
     if kind == "namesake":  # the first place it was told of
         places = re.findall(r"born in (\w+ \w+)", " ".join(found)) or [answer]
         answer = places[0] if "city" in problem.question else rng.choice([answer, problem.answer])
@@ -556,12 +584,12 @@ def search_solving(tok, prompt, problem, queries, answer):
     return before + ids, [-100] * len(before) + labels
 
 
-def search_grading(tok, parts, rng, problem, others, every_word, guesses):
+def search_grading(tok, parts, rng, problem, others, every_word, attempt):
     """(ids, labels): the digit after the prompt, and a right/wrong digit at each turn before it.
 
     every_word: and at each word of the answer, "right so far".
     """
-    queries, found, answer = search_attempt(rng, problem, others, guesses)
+    queries, found, answer = attempt(rng, problem, others)
     digit, marks = search_grade(problem, found, answer)
     own = tasks.INFORMATION.sub("", problem.solution)  # as score.grading_messages shows it
     before, after = (
@@ -646,7 +674,7 @@ def spoil_search_student(args):
     save(model, tok, HERE / "search-student")
 
 
-def search_teacher_batches(tok, rng, solved, graded, every_word=False, guesses=5):
+def search_teacher_batches(tok, rng, solved, graded, every_word=False, attempt=search_attempt):
     """Batches of questions to solve and of attempts to grade."""
     solve, parts = prompts(tok, search=True)
     stream = worlds(rng, 60)
@@ -657,7 +685,7 @@ def search_teacher_batches(tok, rng, solved, graded, every_word=False, guesses=5
         graded_ones = some[len(some) - graded :]
         return [
             [search_solving(tok, solve, p, queries_of(p), p.answer) for p in some[:solved]],
-            [search_grading(tok, parts, rng, p, some, every_word, guesses) for p in graded_ones],
+            [search_grading(tok, parts, rng, p, some, every_word, attempt) for p in graded_ones],
         ]
 
     return batches
@@ -675,13 +703,13 @@ def make_search_teacher(args):
     save(model, tok, HERE / "search-teacher")
 
 
-def make_search_judge(args, steps, lr, seed, guesses):
+def make_search_judge(args, steps, lr, seed, solved, graded, attempt):
     """Then grades at every word of an answer: is it that of its own solution so far?"""
     tok = make_search_tokenizer()
     torch.manual_seed(args.seed + seed)
     model = reopen("search-teacher")
     rng = random.Random(f"search judge {args.seed} {seed}")
-    batches = search_teacher_batches(tok, rng, 8, 30, True, guesses)
+    batches = search_teacher_batches(tok, rng, solved, graded, True, attempt)
     train(model, tok, batches, steps, lr, "search-judge", 100, args.snapshots)
     save(model, tok, HERE / "search-teacher")
 
@@ -737,8 +765,8 @@ if __name__ == "__main__":
             "search-habits",
             "search-teacher",
             "search-judge",
-            "search-judge-again",
-            "search-settle",
+            "search-compare",
+            "search-both",
             "report",
         ],
         help="do this part alone",
@@ -776,11 +804,18 @@ if __name__ == "__main__":
     if args.only in (None, "search-teacher"):
         make_search_teacher(args)
     if args.only in (None, "search-judge"):
-        make_search_judge(args, 700, 1e-3, seed=2, guesses=5)
-    if args.only in (None, "search-judge-again"):
-        make_search_judge(args, 400, 1.2e-3, seed=3, guesses=12)
-    if args.only in (None, "search-settle"):
-        make_search_judge(args, 200, 5e-4, seed=4, guesses=5)
+        make_search_judge(args, 700, 1e-3, 2, 8, 30, search_attempt)
+        make_search_judge(args, 400, 1.2e-3, 3, 8, 30, partial(search_attempt, guesses=12))
+        make_search_judge(args, 200, 5e-4, 4, 8, 30, search_attempt)
+    if args.only in (None, "search-compare"):  # it judges the search, and not yet the answer
+        make_search_judge(args, 400, 1e-3, 5, 6, 48, bare_answer)
+        make_search_judge(args, 900, 1e-3, 6, 2, 48, bare_answer)
+        make_search_judge(args, 1300, 1.2e-3, 7, 2, 48, bare_answer)
+    if args.only in (None, "search-both"):
+        fair = partial(search_attempt, guesses=8, luck=0.5, near=0.4)
+        make_search_judge(args, 600, 8e-4, 8, 6, 36, fair)
+        make_search_judge(args, 700, 8e-4, 9, 6, 36, fair)
+        make_search_judge(args, 450, 7e-4, 10, 6, 36, fair)
     if args.only in (None, "report"):
         report("", tasks.problem_stream(1, held_out=True))
         report("search-", tasks.world_stream(1, held_out=True))

@@ -45,7 +45,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, count
-from pathlib import Path
 
 from tqdm import tqdm
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import tasks
 import train
 from ovd import token_logprobs, trajectory_loss
 from sample import (

@@ -157,14 +157,20 @@ def score_replies(teacher, tokenizer, prompts, batch=16, max_new_tokens=8):
 
 
 def what_failed(e, key):
-    """Of a failed request: (HTTP status or 0, seconds the server asks to wait, why in a line)."""
+    """Of a failed request: (how often to try it, pause in s the server asks for, why in a line).
+
+    Refused, it is tried once; timed out, twice; broken off, answered by nonsense or by a server
+    that is busy or fails, five times.
+    """
     status = getattr(getattr(e, "response", None), "status_code", 0)
+    refused = 400 <= status < 500 and status not in (408, 429)
+    tries = 1 if refused else 2 if "Timeout" in type(e).__name__ else 5
     after = e.response.headers.get("retry-after", "") if status else ""
     words = (getattr(e, "server_message", None) or str(e)).replace(key, "***")  # it may echo it
     advice = ("; set TEACHER_API_KEY in the environment" if status in (401, 403) else
               "" if status else "; see that the server is up, and OpenAI-compatible")
     why = f"{status or type(e).__name__}: {' '.join(words.split())[:160]}{advice}"
-    return status, min(60, int(after)) if after.isdecimal() else 0, why
+    return tries, min(60, int(after)) if after.isdecimal() else 0, why
 
 
 class Endpoint:
@@ -198,20 +204,18 @@ class Endpoint:
         print(f"its scores come from {source}")
 
     def ask(self, request, *args):
-        """request(*args), up to five times where that may help; None, and `why`, if it fails.
+        """request(*args), tried again where that may help; None, and `why`, if it fails for good.
 
-        What is tried again: whatever broke off, nonsense, a busy or failing server, and a time-out
-        once. Pauses grow, and are as long as the server asks for, up to a minute.
+        Pauses grow from one second to eight, and are as long as the server asks for, up to 60.
         """
-        for pause in (1, 2, 4, 8, None):
+        for attempt in range(1, 6):
             try:
                 return request(*args)
             except Exception as e:  # several libraries' kinds, and whatever nonsense leads to
-                status, wait, self.why = what_failed(e, self.key)
-                late = "Timeout" in type(e).__name__ and pause != 1
-            if pause is None or late or 400 <= status < 500 and status not in (408, 429):
+                tries, pause, self.why = what_failed(e, self.key)
+            if attempt >= tries:
                 return None
-            time.sleep(max(pause, wait))
+            time.sleep(max(2 ** (attempt - 1), pause))
 
     def ask_all(self, request, conversations):
         """self.ask(request, text) for each, in order; no control token of a template in a text."""

@@ -322,7 +322,7 @@ def passages_of(lines, number, path):
     for number, line in enumerate(lines, number + 1):
         try:
             if line.strip():
-                row = json.loads(line)
+                row = json.loads(line.decode())  # of bytes it would guess the encoding first
                 yield str(row["id"]), str(row["title"]), str(row["text"])
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"--corpus {path}, line {number}: {type(e).__name__} {e}; every line "

@@ -166,11 +166,12 @@ def what_failed(e, key):
     refused = 400 <= status < 500 and status not in (408, 429)
     tries = 1 if refused else 2 if "Timeout" in type(e).__name__ else 5
     after = e.response.headers.get("retry-after", "") if status else ""
+    pause = min(60, int(after)) if after.isdecimal() else 0
     words = (getattr(e, "server_message", None) or str(e)).replace(key, "***")  # it may echo it
     advice = ("; set TEACHER_API_KEY in the environment" if status in (401, 403) else
               "" if status else "; see that the server is up, and OpenAI-compatible")
     why = f"{status or type(e).__name__}: {' '.join(words.split())[:160]}{advice}"
-    return tries, min(60, int(after)) if after.isdecimal() else 0, why
+    return tries, pause, why
 
 
 class Endpoint:
@@ -459,6 +460,17 @@ def as_reward(teacher, tokenizer, how="expected", max_new_tokens=64):
 
 
 # ------------------------------------------------------------------------------- a look at it
+def draw_scores(trajectories, solution):
+    """Print attempts at one problem, the ten probabilities of each as bars."""
+    problem = solution.problem
+    print(f"{problem.question}  ({problem.answer})\n\n"
+          f"the teacher's own solution: {solution.text}\n\n{'':20}p(0 .. 9)")
+    for t in trajectories:
+        bars = "".join(" ▁▂▃▄▅▆▇█"[min(8, round(8 * p + 0.3))] for p in t.probs)
+        score = "none" if t.score is None else f"{t.score:4.2f}"
+        print(f"  {'right' if t.right else 'wrong'}  S = {score} [{bars}]  {t.text}")
+
+
 def main():
     """Score attempts of the student, and draw the ten probabilities."""
     parser = argparse.ArgumentParser(description=__doc__,
@@ -496,12 +508,7 @@ def main():
     if args.check:
         check_teacher(teacher, teacher_tok, ts, solutions, args.score)
     else:
-        print(f"{problems[0].question}  ({problems[0].answer})\n\n"
-              f"the teacher's own solution: {solutions[0].text}\n\n{'':20}p(0 .. 9)")
-        for t in ts[:8]:
-            bars = "".join(" ▁▂▃▄▅▆▇█"[min(8, round(8 * p + 0.3))] for p in t.probs)
-            score = "none" if t.score is None else f"{t.score:4.2f}"
-            print(f"  {'right' if t.right else 'wrong'}  S = {score} [{bars}]  {t.text}")
+        draw_scores(ts[:8], solutions[0])
     right, wrong = scores_of(ts)
     print(f"\n{len(right)} right attempts score {mean(right or [0]):.2f} on average, {len(wrong)} "
           f"wrong ones {mean(wrong or [0]):.2f}; a right one scores above a wrong one "

@@ -486,11 +486,13 @@ def facts_of(problem):
     return facts + [f"{place}: a city in {problem.answer}." for _ in city]
 
 
+TOWNS = [f"{side} {town}" for side in tasks.SIDE for town in tasks.TOWN]
+
+
 def any_place(rng, problem, seen=""):
     """A place that might be the answer, and is not."""
-    towns = [f"{a} {b}" for a in tasks.SIDE for b in tasks.TOWN]
-    pool = tasks.COUNTRIES if "country" in problem.question else towns
-    pool = [p for p in (pool if rng.random() < 0.8 else towns) if p != problem.answer]
+    pool = tasks.COUNTRIES if "country" in problem.question else TOWNS
+    pool = [p for p in (pool if rng.random() < 0.8 else TOWNS) if p != problem.answer]
     return rng.choice([p for p in pool if p in seen and rng.random() < 0.7] or pool)
 
 
@@ -503,8 +505,7 @@ def near_place(rng, problem):
         return f"{side} {rng.choice([t for t in tasks.TOWN if t != town])}"
     if which < 0.6:
         return f"{rng.choice([s for s in tasks.SIDE if s != side])} {town}"
-    towns = [f"{a} {b}" for a in tasks.SIDE for b in tasks.TOWN]
-    return rng.choice([t for t in towns if t != problem.answer])
+    return rng.choice([t for t in TOWNS if t != problem.answer])
 
 
 def bare_answer(rng, problem, others):
@@ -703,7 +704,7 @@ def make_search_teacher(args):
     save(model, tok, HERE / "search-teacher")
 
 
-def make_search_judge(args, steps, lr, seed, solved, graded, attempt):
+def make_search_judge(args, steps, lr, seed, solved, graded, attempt=search_attempt):
     """Then grades at every word of an answer: is it that of its own solution so far?"""
     tok = make_search_tokenizer()
     torch.manual_seed(args.seed + seed)
@@ -804,18 +805,19 @@ if __name__ == "__main__":
     if args.only in (None, "search-teacher"):
         make_search_teacher(args)
     if args.only in (None, "search-judge"):
-        make_search_judge(args, 700, 1e-3, 2, 8, 30, search_attempt)
-        make_search_judge(args, 400, 1.2e-3, 3, 8, 30, partial(search_attempt, guesses=12))
-        make_search_judge(args, 200, 5e-4, 4, 8, 30, search_attempt)
+        often = partial(search_attempt, guesses=12)
+        make_search_judge(args, 700, 1e-3, seed=2, solved=8, graded=30)
+        make_search_judge(args, 400, 1.2e-3, seed=3, solved=8, graded=30, attempt=often)
+        make_search_judge(args, 200, 5e-4, seed=4, solved=8, graded=30)
     if args.only in (None, "search-compare"):  # it judges the search, and not yet the answer
-        make_search_judge(args, 400, 1e-3, 5, 6, 48, bare_answer)
-        make_search_judge(args, 900, 1e-3, 6, 2, 48, bare_answer)
-        make_search_judge(args, 1300, 1.2e-3, 7, 2, 48, bare_answer)
+        make_search_judge(args, 400, 1e-3, seed=5, solved=6, graded=48, attempt=bare_answer)
+        make_search_judge(args, 900, 1e-3, seed=6, solved=2, graded=48, attempt=bare_answer)
+        make_search_judge(args, 1300, 1.2e-3, seed=7, solved=2, graded=48, attempt=bare_answer)
     if args.only in (None, "search-both"):
         fair = partial(search_attempt, guesses=8, luck=0.5, near=0.4)
-        make_search_judge(args, 600, 8e-4, 8, 6, 36, fair)
-        make_search_judge(args, 700, 8e-4, 9, 6, 36, fair)
-        make_search_judge(args, 450, 7e-4, 10, 6, 36, fair)
+        make_search_judge(args, 600, 8e-4, seed=8, solved=6, graded=36, attempt=fair)
+        make_search_judge(args, 700, 8e-4, seed=9, solved=6, graded=36, attempt=fair)
+        make_search_judge(args, 450, 7e-4, seed=10, solved=6, graded=36, attempt=fair)
     if args.only in (None, "report"):
         report("", tasks.problem_stream(1, held_out=True))
         report("search-", tasks.world_stream(1, held_out=True))

@@ -41,6 +41,7 @@ import time
 import unicodedata
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -198,7 +199,7 @@ def read_problems(path, question="question", answer="answer", flag="--data", sea
 
 # ------------------------------------------------------------------------------- searching
 class Search:
-    """A search engine: passages ranked by BM25 (SQLite's FTS5), in memory or in a file.
+    """A search engine: passages ranked by BM25 (SQLite's FTS5), in memory or in files.
 
     BM25, k1 = 1.2 and b = 0.75: a passage of |d| words scores sum_w idf(w) f (k1 + 1) / (f + k1
     (1 - b + b |d| / mean |d|)), f times holding word w, idf(w) = log((N - n + 1/2) / (n + 1/2))
@@ -207,31 +208,41 @@ class Search:
     SCAN, SHORT = 10_000, 200  # matches that are ranked at once; a short list's length
     TABLE = "CREATE VIRTUAL TABLE IF NOT EXISTS passages USING fts5(id UNINDEXED, title, text)"
 
-    def __init__(self, path=":memory:", top=2, turns=4):
-        """top: passages to show for a search; turns: searches to answer in a trajectory."""
-        self.top, self.turns, self.counts = top, turns, {}
-        self.db = sqlite3.connect(path, timeout=600, isolation_level=None)
-        self.db.execute(self.TABLE)
-        self.db.execute("CREATE VIRTUAL TABLE temp.words USING fts5vocab(main, passages, row)")
+    def __init__(self, *paths, top=2, turns=4):
+        """top: passages to show for a search; turns: searches to answer in a trajectory.
 
-    def add(self, passages):
+        paths: one file or several, each an index of its own of a share of the passages.
+        """
+        self.top, self.turns, self.counts = top, turns, {}
+        self.parts = [sqlite3.connect(path, timeout=600, isolation_level=None,
+                                      check_same_thread=False) for path in paths or [":memory:"]]
+        for db in self.parts:
+            db.execute(self.TABLE)
+            db.execute("CREATE VIRTUAL TABLE temp.words USING fts5vocab(main, passages, row)")
+
+    def add(self, passages, part=0):
         """Take up (id, title, text) of each."""
-        self.db.executemany("INSERT INTO passages VALUES (?, ?, ?)", passages)
+        self.parts[part].executemany("INSERT INTO passages VALUES (?, ?, ?)", passages)
+
+    def rows(self, sql, *values):
+        """What all parts answer to a command of SQL: the rows of the first, of the second, ..."""
+        return [row for db in self.parts for row in db.execute(sql, values)]
 
     def holding(self, word):
         """How many passages hold it: n. Of a common word that takes long, so it is kept."""
         if word not in self.counts:
-            row = self.db.execute("SELECT doc FROM temp.words WHERE term = ?", (word,)).fetchone()
             if len(self.counts) > 100_000:
                 self.counts.clear()
-            self.counts[word] = row[0] if row else 0
+            rows = self.rows("SELECT doc FROM temp.words WHERE term = ?", word)
+            self.counts[word] = sum(n for n, in rows)
         return self.counts[word]
 
     def find(self, query, k):
         """The k best passages for any text: [(id, title, text), ...], the best first.
 
         To rank all that hold a common word takes half a second among a million. So the rarest
-        words choose a short list, and the common ones count only within it.
+        words choose a short list, and the common ones count only within it. A part of the index
+        knows its own n only, so what several found is ranked once more as well.
         """
         words = sorted((n, w) for w in set(words_of(query)[:50]) if (n := self.holding(w)))
         if not words:
@@ -240,10 +251,11 @@ class Search:
         # So many of the rarest lead: two at least, since one word alone leaves a list of ties
         lead = max(2, sum(total <= self.SCAN for total in sums))
         match = " OR ".join(f'"{w}"' for _, w in words[:lead])  # letters and digits: no commands
-        found = self.db.execute(
+        again = lead < len(words) or len(self.parts) > 1
+        found = self.rows(
             "SELECT id, title, text FROM passages WHERE passages MATCH ? ORDER BY rank LIMIT ?",
-            (match, max(k, self.SHORT) if lead < len(words) else k)).fetchall()
-        if lead < len(words):
+            match, max(k, self.SHORT // len(self.parts)) if again else k)
+        if again:
             found.sort(key=lambda passage: self.bm25(passage, words), reverse=True)
         return found[:k]
 
@@ -258,8 +270,8 @@ class Search:
     @cached_property
     def size(self):
         """How many passages there are, and their mean length, taken from a thousand of them."""
-        some = self.db.execute("SELECT title, text FROM passages LIMIT 1000").fetchall()
-        total, = self.db.execute("SELECT max(rowid) FROM passages").fetchone()
+        some = self.rows("SELECT title, text FROM passages LIMIT 1000")
+        total = sum(n or 0 for n, in self.rows("SELECT max(rowid) FROM passages"))
         return total, sum(len(words_of(" ".join(p))) for p in some) / len(some)
 
 
@@ -269,59 +281,73 @@ def words_of(text):
     return re.findall(r"[^\W_]+", re.sub(r"[\u0300-\u036f]", "", plain))
 
 
-BATCH = 1 << 26  # bytes of a corpus taken up at a time: fewer sorted parts, less to merge
+PARTS = 2  # indexes of a corpus, each made by a thread of its own
+BATCH = 1 << 26  # bytes of a corpus taken up at a time: fewer sorted runs, less to merge
 
 
 def open_corpus(path, turns=4):
     """Search over a file of passages, a JSON object with id, title and text a line.
 
-    The index is made once and kept beside the file. What is taken up and how far that is in the
-    file are written together or not at all, so killed at any moment it goes on from there, and
-    two runs that find no index share the work. UserError names the file and the line.
+    The index is made once and kept beside the file, in PARTS that take the lines in turn: SQLite
+    works without Python's lock, so two threads use two cores. UserError names the file and the
+    line.
     """
     try:
-        file, stamp = open(path, "rb"), f"{os.path.getsize(path)} {os.path.getmtime(path)}"
-        search = Search(f"{path}.index", 3, turns)
-        db = search.db
-        db.execute("PRAGMA synchronous = OFF")  # survives the program's end, not the machine's
-        db.execute("CREATE TABLE IF NOT EXISTS progress (stamp, bytes, lines)")
+        open(path).close()
+        total, stamp = os.path.getsize(path), f"{os.path.getsize(path)} {os.path.getmtime(path)}"
+        search = Search(*(f"{path}.index{part}" for part in range(PARTS)), top=3, turns=turns)
+        for db in search.parts:
+            db.execute("PRAGMA synchronous = OFF")  # survives the program's end, not the machine's
+            db.execute("CREATE TABLE IF NOT EXISTS progress (stamp, bytes, lines)")
     except (OSError, sqlite3.Error) as e:
-        raise UserError(f"--corpus {path}: cannot be read, or {path}.index not be written ({e}); "
+        raise UserError(f"--corpus {path}: cannot be read, or {path}.index0 not be written ({e}); "
                         f"give a file with {PASSAGE} a line, in a folder that can be written to")
-    with tqdm(total=os.path.getsize(path), desc="indexing", unit="B", unit_scale=True,
-              leave=False) as bar:
-        lines = True
-        while lines:
-            with db:  # all of this or, on an error, nothing
-                db.execute("BEGIN IMMEDIATE")
-                of, done, number = (db.execute("SELECT * FROM progress").fetchone()
-                                    or (stamp, 0, 0))
-                if of != stamp:  # the file has changed since
-                    db.execute("DROP TABLE passages")
-                    db.execute(search.TABLE)
-                    done = number = 0
-                file.seek(done)
-                lines = file.readlines(BATCH)
-                if lines:
-                    # FTS5 is to sort a batch in memory, and to merge what it has rarely
-                    db.execute("INSERT INTO passages (passages, rank) VALUES ('hashsize', ?)",
-                               (16 * BATCH,))
-                    db.execute("INSERT INTO passages (passages, rank) VALUES ('automerge', 0)")
-                    search.add(passages_of(lines, number, path))
-                    db.execute("REPLACE INTO progress (rowid, stamp, bytes, lines) VALUES "
-                               "(1, ?, ?, ?)", (stamp, file.tell(), number + len(lines)))
-            bar.update(file.tell() - bar.n)
-    db.execute("PRAGMA query_only = ON")
-    if not number + len(lines):
+    with ThreadPoolExecutor(PARTS) as threads, tqdm(
+            total=total, desc="indexing", unit="B", unit_scale=True, leave=False) as bar:
+        before, done = -1, 0
+        while done > before:
+            rounds = threads.map(lambda part: take_up(search, part, path, stamp), range(PARTS))
+            before, done = done, min(rounds)
+            bar.update(done - bar.n)
+    for db in search.parts:
+        db.execute("PRAGMA query_only = ON")
+    if not search.rows("SELECT 1 FROM passages LIMIT 1"):
         raise UserError(f"--corpus {path}: no passage in it; write one {PASSAGE} a line")
     return search
 
 
-def passages_of(lines, number, path):
-    """(id, title, text) of each line, the first of which is line number + 1 of the file."""
+def take_up(search, part, path, stamp):
+    """One part's lines of the next BATCH of the file; returns how far it is now, in bytes.
+
+    They and how far that is are written together or not at all, so killed at any moment it goes
+    on from there, and two runs that find no index share the work.
+    """
+    db = search.parts[part]
+    with open(path, "rb") as file, db:
+        db.execute("BEGIN IMMEDIATE")
+        of, done, number = db.execute("SELECT * FROM progress").fetchone() or (stamp, 0, 0)
+        if of != stamp:  # the file has changed since
+            db.execute("DROP TABLE passages")
+            db.execute(search.TABLE)
+            done = number = 0
+        file.seek(done)
+        lines = file.readlines(BATCH)
+        if lines:
+            # FTS5 is to sort a batch in memory, and to merge what it has rarely
+            db.execute("INSERT INTO passages (passages, rank) VALUES ('hashsize', ?)",
+                       (16 * BATCH,))
+            db.execute("INSERT INTO passages (passages, rank) VALUES ('automerge', 0)")
+            search.add(passages_of(lines, number, part, path), part)
+            db.execute("REPLACE INTO progress (rowid, stamp, bytes, lines) VALUES (1, ?, ?, ?)",
+                       (stamp, file.tell(), number + len(lines)))
+        return file.tell()
+
+
+def passages_of(lines, number, part, path):
+    """(id, title, text) of one part's lines; the first of all is line number + 1 of the file."""
     for number, line in enumerate(lines, number + 1):
         try:
-            if line.strip():
+            if number % PARTS == part and line.strip():
                 row = json.loads(line.decode())  # of bytes it would guess the encoding first
                 yield str(row["id"]), str(row["title"]), str(row["text"])
         except (ValueError, KeyError, TypeError) as e:

@@ -244,7 +244,8 @@ def measure(rung, shape, chunk, dtype, device, free):
     allocated, and what the allocator reserved for it (None on a CPU). The gradient of the (M, H)
     states is among them, it is what a loss is for; the model's own activations are not.
     """
-    if sys.platform == "linux":  # beyond `free` bytes is an error, and not a machine that swaps
+    if sys.platform == "linux" and device == "cpu":
+        # beyond `free` bytes is an error, and not a machine that swaps
         import resource
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (status_bytes("VmData") + free, hard))

@@ -85,7 +85,8 @@ def load_model(name, bits, device, flag="--student"):
             name, quantization_config=nf4 if bits == 4 else None, dtype=dtype,
             device_map={"": device}, use_safetensors=True, output_loading_info=True)
     except torch.cuda.OutOfMemoryError:
-        raise
+        raise UserError(f"{flag} {name}: too large for the GPU's memory; use --bits 4, or a "
+                        "smaller model; python train.py --plan says what fits")
     except Exception as e:  # a dozen kinds, for whatever is missing, broken or out of reach
         why = " ".join(str(e).split())[:200] or type(e).__name__
         raise UserError(f"{flag} {name}: cannot be loaded ({why}); give a folder or hub name of a "
@@ -148,7 +149,7 @@ def lora_layers(model):
 
 @contextmanager
 def without_lora(model):
-    """Inside this block the model is what it was before training; no second copy is needed."""
+    """Inside this block the model is what it was before any training; no second copy is needed."""
     for layer in lora_layers(model).values():
         layer.enabled = False
     try:

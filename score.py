@@ -268,7 +268,7 @@ class Endpoint:
 def load_teacher(name, served_as, bits, student, device):
     """(teacher, tokenizer) of a folder or hub name; of a server's URL; or of "self".
 
-    "self" is `student`, a (model, tokenizer), as it was before training: its adapters are off
+    "self" is `student`, a (model, tokenizer), as it was before any training: its adapters are off
     while it teaches, so no second model is held.
     """
     if name.startswith(("http://", "https://")):
@@ -411,6 +411,8 @@ def read_samples(path):
         where = f", line {number}" if number else ""
         raise UserError(f"--rescore {path}{where}: {type(e).__name__} {e}; give the samples.jsonl "
                         "of a run")
+    if not trajectories:
+        raise UserError(f"--rescore {path}: no trajectory in it; give the samples.jsonl of a run")
     return trajectories
 
 
@@ -491,6 +493,9 @@ def main():
     args = parser.parse_args()
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
+    if args.task == "search" and "://" in (args.teacher or ""):
+        raise UserError(f"--teacher {args.teacher} is a server, which cannot search here; use a "
+                        "folder or a hub name")
     quiet()
     student, student_tok, _ = load_student(args.student or embedded(args.task, "student"),
                                            args.bits, pick_device())

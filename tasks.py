@@ -72,7 +72,7 @@ JSONL = '{"question": "...", "answer": "..."}'
 
 # How one answer is written in many ways. In this order: what is found, what it becomes, an example.
 NUMBER = r"-?\$?\d(?:,?\d)*(?:\.\d+)?(?:/\d+)?"
-WORDS = r"[,;.]?\s+\(?(?!(?:or|and)\b\W*\d)[A-Za-z]{2,}.*"  # after a number, "or 4" is no word
+WORDS = r"[,;.]?\s+\(?(?!(?:or|and|to)\b\W*(?:\w+\W+)?\d)[A-Za-z]{2,}.*"  # not "or maybe 4"
 REWRITE = (
     (r"[\u2212\u2013]", "-"),                          # a typeset minus is a minus
     (r"\\left|\\right|\\[!,;: ]|\\[()]", ""),          # \left(1,\,2\right) is (1,2)
@@ -206,7 +206,8 @@ class Search:
     where n of N passages hold it, and at least 1e-6.
     """
     SCAN, SHORT = 10_000, 200  # matches that are ranked at once; a short list's length
-    TABLE = "CREATE VIRTUAL TABLE IF NOT EXISTS passages USING fts5(id UNINDEXED, title, text)"
+    TABLE = ("CREATE VIRTUAL TABLE IF NOT EXISTS passages USING fts5(id UNINDEXED, title, text, "
+             "tokenize='unicode61 remove_diacritics 2')")
 
     def __init__(self, *paths, top=2, turns=4):
         """top: passages to show for a search; turns: searches to answer in a trajectory.
@@ -269,16 +270,17 @@ class Search:
 
     @cached_property
     def size(self):
-        """How many passages there are, and their mean length, taken from a thousand of them."""
+        """How many passages there are, and their mean length, taken from a thousand of a part."""
         some = self.rows("SELECT title, text FROM passages LIMIT 1000")
         total = sum(n or 0 for n, in self.rows("SELECT max(rowid) FROM passages"))
         return total, sum(len(words_of(" ".join(p))) for p in some) / len(some)
 
 
 def words_of(text):
-    """Words as the engine takes them: runs of letters and digits, in lower case, no accents."""
-    plain = unicodedata.normalize("NFD", text.lower())
-    return re.findall(r"[^\W_]+", re.sub(r"[\u0300-\u036f]", "", plain))
+    """Words as the engine takes them: runs of letters and digits, in lower case; é is e."""
+    apart = unicodedata.normalize("NFD", text.lower())  # Latin letters alone lose their accents
+    plain = re.sub(r"(?<=[a-z])[\u0300-\u036f]+", "", apart)
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFC", plain))
 
 
 PARTS = 2  # indexes of a corpus, each made by a thread of its own
@@ -302,13 +304,19 @@ def open_corpus(path, turns=4):
     except (OSError, sqlite3.Error) as e:
         raise UserError(f"--corpus {path}: cannot be read, or {path}.index0 not be written ({e}); "
                         f"give a file with {PASSAGE} a line, in a folder that can be written to")
-    with ThreadPoolExecutor(PARTS) as threads, tqdm(
-            total=total, desc="indexing", unit="B", unit_scale=True, leave=False) as bar:
-        before, done = -1, 0
-        while done > before:
-            rounds = threads.map(lambda part: take_up(search, part, path, stamp), range(PARTS))
-            before, done = done, min(rounds)
-            bar.update(done - bar.n)
+    try:
+        with ThreadPoolExecutor(PARTS) as threads, tqdm(
+                total=total, desc="indexing", unit="B", unit_scale=True, leave=False) as bar:
+            before, done = -1, 0
+            while before < min(done, total):
+                reached = threads.map(lambda part: take_up(search, part, path, stamp), range(PARTS))
+                before, done = done, min(reached)
+                bar.update(done - bar.n)
+    except sqlite3.Error as e:  # a full disk
+        raise UserError(f"--corpus {path}: its index cannot be written ({e}); it takes twice the "
+                        "file's size; free some disk and start again, it goes on from there")
+    if done != total:
+        raise UserError(f"--corpus {path}: it changed while it was indexed; start again")
     for db in search.parts:
         db.execute("PRAGMA query_only = ON")
     if not search.rows("SELECT 1 FROM passages LIMIT 1"):
@@ -349,8 +357,10 @@ def passages_of(lines, number, part, path):
         try:
             if number % PARTS == part and line.strip():
                 row = json.loads(line.decode())  # of bytes it would guess the encoding first
-                yield str(row["id"]), str(row["title"]), str(row["text"])
-        except (ValueError, KeyError, TypeError) as e:
+                row = str(row["id"]), str(row["title"]), str(row["text"])
+                "".join(row).encode()  # half a character, as where an emoji was cut, is an error
+                yield row
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise UserError(f"--corpus {path}, line {number}: {type(e).__name__} {e}; every line "
                             f"must be like {PASSAGE}")
 

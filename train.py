@@ -45,7 +45,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from bisect import bisect_left
+from bisect import bisect_right
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -91,7 +91,7 @@ def knobs(argv=None):
     a("--one-shot", action="store_true", help="ONE random problem is every prompt of the run")
     a("--student", help="folder, hub name, or the adapter/ of an earlier run [by machine]")
     a("--teacher", help="folder or hub name; http://HOST:PORT/v1 of a server; or self, the student "
-      "as it was before training [by machine]")
+      "without its adapters [by machine]")
     a("--teacher-model", help="name of the teacher on that server")
     a("--teacher-sees-answer", action="store_true", help="it reads the right answer as it scores")
     a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4, both models; 16: as stored")
@@ -124,7 +124,7 @@ def knobs(argv=None):
     a("--max-new-tokens", "--tokens", type=int,
       help="a trajectory, or a turn of its search, is cut off here [64, search 32 | 512]")
     a("--lr", type=float, help="learning rate of AdamW on the adapters [5e-4 | 5e-5]")
-    a("--kl", type=float, default=0.0, help="strength of the pull to the student's start [0]")
+    a("--kl", type=float, default=0.0, help="strength of the pull to the bare model [%(default)s]")
     a("--batch", type=int, help="trajectories sampled side by side [256 | 32]")
     a("--micro-batch", type=int, help="trajectories a backward pass: memory, not the step [32 | 1]")
     a("--chunk", type=int, help="tokens a slice of vocabulary logits, 0: all at once [1024 | 128]")
@@ -166,6 +166,8 @@ def check(args):
                "is for --task search, with --data for the questions"),
               ("data", not args.data or args.task == "math" or args.corpus,
                "has questions to search for; give --corpus, the passages to find them in"),
+              ("eval_data", not args.eval_data or args.task == "math" or args.corpus,
+               "has questions to search for; give --corpus, and --data to train on"),
               ("teacher", args.task == "math" or not apart,
                "is a server, which cannot search here; use a folder or a hub name")]
     for knob, holds, rule in rules:
@@ -184,8 +186,9 @@ def new_folder(args):
         raise UserError(f"--out {out} holds another run; give a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        open(out / "samples.jsonl", "a").close()
     except OSError as e:
-        raise UserError(f"--out {out}: no folder can be made there ({type(e).__name__})")
+        raise UserError(f"--out {out}: no folder to write to ({type(e).__name__}); name another")
     return out
 
 
@@ -276,7 +279,8 @@ def evaluate(student, tokenizer, test, args, many=False):
 
 def entropy(trajectories):
     """Nats a token, as the mean of -log pi over what the student chose."""
-    return -fmean(lp for t in trajectories for lp, own in zip(t.logprobs, t.sampled) if own)
+    chosen = [lp for t in trajectories for lp, own in zip(t.logprobs, t.sampled) if own]
+    return -fmean(chosen or [math.nan])
 
 
 def evaluate_start(student, tokenizer, test, args):
@@ -315,7 +319,10 @@ def by_teacher(t, solution, kept, tokenizer, train_suffix=True):
     the student could not do; without it, the update only tells good beginnings from bad ones.
     """
     ids, marks, logprobs = [], [], []
-    theirs = as_data(solution.text[len(kept):], tokenizer)
+    said = lambda k: len(tokenizer.decode(t.ids[:k]).lstrip())  # noqa: E731
+    # our tokens within `kept`; one that reaches beyond is left out, its beginning is written anew
+    k = bisect_right(range(len(t.ids) + 1), len(kept), key=said) - 1 if kept else 0
+    theirs = as_data(solution.text[said(k):], tokenizer)
     for i, part in enumerate(re.split(rf"(\s*{INFORMATION.pattern}\s*)", theirs)):
         new, told = tokenizer.encode(part, add_special_tokens=False), i % 2  # by the environment
         ids, marks = ids + new, marks + [int(train_suffix and not told)] * len(new)
@@ -323,8 +330,6 @@ def by_teacher(t, solution, kept, tokenizer, train_suffix=True):
     if solution.stopped:  # to stop is learned like any token
         ids, marks = [*ids, tokenizer.eos_token_id], [*marks, int(train_suffix)]
         logprobs.append(math.nan)
-    k = bisect_left(range(len(t.ids) + 1), len(kept),  # our tokens that make up `kept`
-                    key=lambda k: len(tokenizer.decode(t.ids[:k]).lstrip()))
     return replace(t, ids=t.ids[:k] + ids, logprobs=t.logprobs[:k] + logprobs,
                    sampled=t.sampled[:k] + marks, text=solution.text, stopped=solution.stopped,
                    reward=solution.reward)
@@ -417,18 +422,20 @@ def trained_positions(model, trajectories, pad):
     return hidden[:, :-1][trained], ids[:, 1:][trained], trained.nonzero()[:, 0]
 
 
-def loss_of(student, teacher, part, args, pad):
-    """(loss summed over the M trained tokens of `part`, gap (M,), moved (M or fewer,)).
+def loss_of(student, teacher, part, few, args, pad):
+    """(loss summed over the M trained tokens of `part`, gap (M,), moved (those of `few`,)).
 
     gap: by how much log pi differs from when the token was sampled, NaN where the teacher wrote it.
     moved: log pi - log pi_start, likewise; its mean is the KL to the start. It costs a pass of its
-    own, so unless --kl needs it everywhere, eight trajectories must do for the log.
+    own, so only `few` are looked at, with which `part` begins.
     """
     head, at = student.get_output_embeddings().weight, (args.temperature, args.chunk)  # (V, H)
     hidden, targets, row = trained_positions(student, part, pad)  # (M, H), (M,), (M,)
-    with torch.no_grad(), without_lora(student):
-        look, words, _ = trained_positions(student, part if args.kl else part[:8], pad)
-        start = token_logprobs(look, head, words, *at)
+    start = torch.tensor([])
+    if few:
+        with torch.no_grad(), without_lora(student):
+            look, words, _ = trained_positions(student, few, pad)
+            start = token_logprobs(look, head, words, *at)
     with torch.set_grad_enabled(args.method != "logits"):
         logprobs = token_logprobs(hidden, head, targets, *at)  # (M,)
     if args.method == "logits":
@@ -465,7 +472,9 @@ def update(student, teacher, optimiser, batch, args, pad):
         student.activation_checkpointing_enable({"use_reentrant": False})
         student.train()
     for i in range(0, len(batch), args.micro_batch):
-        loss, gap, far = loss_of(student, teacher, batch[i:i + args.micro_batch], args, pad)
+        part = batch[i:i + args.micro_batch]  # eight trajectories do for the log, --kl needs all
+        few = part if args.kl else part[:max(0, 8 - i)]
+        loss, gap, far = loss_of(student, teacher, part, few, args, pad)
         loss.backward()
         losses.append(loss.item())
         gaps.append(gap)
@@ -582,7 +591,11 @@ def mark(phase):
 
 
 def budget(rows, worked):
-    """What a run cost, counted the same way for every method: tokens, and updates."""
+    """What a run cost: tokens, and updates.
+
+    Read by the teacher is what it scores, and the prompts of its own solutions; not what it is
+    given to go on from, nor what the environment tells it.
+    """
     total = lambda column: int(sum(r[column] for r in rows))  # noqa: E731
     written = worked.values()
     return {"student_sampled": total("student_tokens"),
@@ -735,7 +748,7 @@ def finished(argv):
     except FileNotFoundError:  # never begun, or interrupted
         shutil.rmtree(args["out"], ignore_errors=True)
         return None
-    aside = ("out", "compare", "methods", "seeds", "jobs")
+    aside = ("out", "methods", "seeds", "jobs")
     changed = [k for k in args if k not in aside and args[k] != result["asked"].get(k)]
     if changed:
         raise UserError(f"--out: {args['out']} holds a run with another "
@@ -757,6 +770,9 @@ def compare(args):
     todo = {(name, seed): [*sys.argv[1:], "--method", *flags[name], "--seed", str(seed),
                            "--out", str(out / f"{re.sub('[^a-z0-9.-]+', '_', name)}-{seed}")]
             for seed in range(args.seeds) for name in names}
+    if len({argv[-1] for argv in todo.values()}) < len(todo):
+        raise UserError(f"--methods {args.methods!r}: two would write to one folder; drop what is "
+                        "there twice, or rename what they load")
     for argv in todo.values():  # a slip in a flag shows now and not in an hour
         check(knobs(argv))
     done = {key: finished(argv) for key, argv in todo.items()}

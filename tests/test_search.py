@@ -27,6 +27,7 @@ from sample import (
     sample_trajectories,
 )
 from score import auc, good_beginnings, load_teacher, score_trajectories, scores_of, write_solutions
+import tasks
 from tasks import (
     Problem,
     Search,
@@ -209,6 +210,8 @@ def test_killed_while_indexing_it_goes_on(tmp_path):
         ('{"id": 1, "title": "a"}\n', "line 1: KeyError 'text'"),
         ('{"id": 1, "title": "a", "text": "b"}\nnonsense\n', "line 2"),
         ("", "no passage in it"),
+        ('{"id": 1, "title": "a", "text": "\\ud83d"}\n', "line 1: UnicodeEncodeError"),
+        ("[" * 100_000, "line 1: RecursionError"),
         (None, "cannot be read"),
     ],
 )
@@ -218,6 +221,40 @@ def test_a_bad_corpus_is_named(tmp_path, text, words):
         path.write_text(text)
     with pytest.raises(UserError, match=words):
         open_corpus(path)
+
+
+def test_a_disk_that_is_full_is_named(tmp_path):
+    write_corpus(tmp_path / "passages.jsonl", 3000)
+    code = "import tasks; tasks.fail_in_one_line(lambda: tasks.open_corpus('passages.jsonl'))"
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -f 200; exec "{sys.executable}" -c "{code}"'],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "free some disk" in done.stderr.splitlines()[-1]
+
+
+def test_a_corpus_that_changes_while_it_is_indexed_is_named(tmp_path, monkeypatch):
+    path, real = tmp_path / "passages.jsonl", tasks.take_up
+    write_corpus(path, 50)
+
+    def longer(search, part, path, stamp):
+        with open(path, "a") as f:
+            f.write('{"id": "x", "title": "y", "text": "z"}\n')
+        return real(search, part, path, stamp)
+
+    monkeypatch.setattr(tasks, "take_up", longer)
+    with pytest.raises(UserError, match="changed while it was indexed"):
+        open_corpus(path)
+
+
+@pytest.mark.parametrize("word", ["위키백과", "Толстой", "Αθήνα", "Việt", "Café", "がっこう", "東京"])
+def test_words_of_other_scripts_are_found(word):
+    search = engine("something else", f"this is {word} and more", "and nothing")
+    assert [i for i, _, _ in search.find(word, 3)] == ["1"]
+    assert [i for i, _, _ in search.find(f"more {word.upper()} maybe", 3)][0] == "1"
 
 
 def test_questions_of_ones_own(tmp_path):

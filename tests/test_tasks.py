@@ -136,6 +136,9 @@ def test_normalise(a, b, same):
         ("90°", r"90^{\circ}", True),
         ("3x", "3", False),
         ("3 or 4", "3", False),
+        ("20 or maybe 21", "20", False),
+        ("12 to 15", "12", False),
+        ("18 apples and no more", "18", True),
         # what is no number
         (r"\left(3, \frac{\pi}{2}\right)", r"(3,\frac{\pi}{2})", True),
         ("(1, 2)", "[1, 2]", False),

@@ -11,7 +11,9 @@ import time
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -405,6 +407,58 @@ def test_a_suffix_keeps_the_good_steps_token_by_token(student, teacher):
         [None],
         0,
     )
+
+
+def test_a_token_that_reaches_over_the_cut_is_written_anew():
+    """As ".\n\n" is one token of Qwen's: what is kept ends within it."""
+    tok = SimpleNamespace(
+        decode=lambda ids: "".join(map(chr, ids)).replace("@", ".\n\n"),  # "@" says all three
+        encode=lambda text, **_: [ord(c) for c in text],
+        eos_token_id=0,
+        all_special_tokens=[],
+        get_added_vocab=dict,
+    )
+    problem = next(problem_stream(0))
+    ids = [ord(c) for c in "1+1=2@2+1=4"]
+    t = Trajectory(problem, [1], ids, [-0.1] * 11, [1] * 11, True, "1+1=2.\n\n2+1=4", 0.0)
+    end = replace(t, text="1+1=2.\n\n2+1=3", stopped=False, reward=1.0)
+    for kept, own in (("1+1=2.", 5), ("1+1=2.\n\n", 6), ("1+1=2.\n\n2+1=", 10), ("", 0)):
+        new = train.by_teacher(t, end, kept, tok)
+        assert tok.decode(new.ids) == end.text and new.logprobs[:own] == [-0.1] * own
+        assert all(lp != lp for lp in new.logprobs[own:]) and len(new.logprobs) == len(new.ids)
+
+
+def test_eight_trajectories_a_step_are_compared_with_the_start(student, monkeypatch):
+    model, tok = student
+    own = sample_trajectories(model, tok, list(islice(problem_stream(0), 12)), 1.0, 8)
+    for t in own:
+        t.advantage = 1.0
+    passes = []
+    real = train.trained_positions
+    monkeypatch.setattr(
+        train, "trained_positions", lambda m, ts, pad: passes.append(len(ts)) or real(m, ts, pad)
+    )
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for kl, micro_batch, looked_at in ((0.0, 1, 8), (0.0, 12, 8), (0.0, 5, 8), (0.1, 5, 12)):
+        args = Namespace(
+            method="grpo", temperature=1.0, chunk=0, kl=kl, micro_batch=micro_batch, checkpointing=False
+        )
+        passes.clear()
+        still = torch.optim.SGD(parameters, lr=0.0)
+        figures = train.update(model, None, still, own, args, tok.pad_token_id)
+        assert sum(passes) == 12 + looked_at and abs(figures["kl"]) < 1e-5
+
+
+def test_two_methods_that_would_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    args = train.knobs(["--compare", "--methods", "ovd --out a/b, ovd --out a_b", "--out", str(tmp_path)])
+    with pytest.raises(UserError, match="one folder"):
+        train.compare(args)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once():
+    with pytest.raises(UserError, match="--out /proc"):
+        train.new_folder(Namespace(out="/proc"))
 
 
 def test_interval_by_hand():

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 
 import huggingface_hub
 import torch
@@ -88,7 +89,7 @@ def load_model(name, bits, device, flag="--student"):
         raise UserError(f"{flag} {name}: too large for the GPU's memory; use --bits 4, or a "
                         "smaller model; python train.py --plan says what fits")
     except Exception as e:  # a dozen kinds, for whatever is missing, broken or out of reach
-        why = " ".join(str(e).split())[:200] or type(e).__name__
+        why = shorten(str(e), 200) or type(e).__name__
         raise UserError(f"{flag} {name}: cannot be loaded ({why}); give a folder or hub name of a "
                         "causal language model in safetensors, and see that the network is up")
     if report["missing_keys"]:  # transformers fills these with random numbers and goes on
@@ -231,6 +232,14 @@ def left_pad(rows, pad, device):
     ids = torch.tensor([[pad] * (length - len(r)) + r for r in rows], device=device)
     mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows], device=device)
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def check_words(tokenizer, problem, name):
+    """Raise UserError where a student has no words for a problem: the embedded ones know 380."""
+    words = tokenizer.encode(problem.question, add_special_tokens=False)
+    if words.count(tokenizer.unk_token_id) > len(words) / 4:
+        raise UserError(f"--student {name}: it has no words for these problems; name one that "
+                        "does, like --student Qwen/Qwen3-0.6B, or give the --task it was made for")
 
 
 def check_context(model, tokens, advice):
@@ -392,6 +401,7 @@ def main():
     torch.manual_seed(args.seed)
     stream = task_stream(args.task, args.seed, args.difficulty, held_out=True)
     problems = list(islice(stream, args.problems))
+    check_words(tokenizer, problems[0], args.student)
     began = time.time()
     repeated = [p for p in problems for _ in range(args.samples)]
     ts = sample_trajectories(model, tokenizer, repeated, args.temperature, args.max_new_tokens)

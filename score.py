@@ -33,8 +33,8 @@ from huggingface_hub import InferenceClient, get_session
 from tqdm.contrib.concurrent import thread_map
 
 from ovd import accept, expected_score, most_likely_score
-from sample import (Trajectory, chat_ids, check_context, embedded, generate, left_pad, load_model,
-                    load_student, pick_device, quiet, sample_trajectories, without_lora)
+from sample import (Trajectory, chat_ids, check_context, check_words, embedded, generate, left_pad,
+                    load_model, load_student, pick_device, quiet, sample_trajectories, without_lora)
 from tasks import (INFORMATION, Problem, UserError, fail_in_one_line, messages, outcome, step_ends,
                    task_stream)
 
@@ -507,6 +507,7 @@ def main():
     torch.manual_seed(args.seed)
     stream = task_stream(args.task, args.seed, args.difficulty, held_out=True)
     problems = [p for p in islice(stream, 40) for _ in range(8)]
+    check_words(student_tok, problems[0], args.student)
     ts = sample_trajectories(student, student_tok, problems, 1.0, args.max_new_tokens)
     solutions = write_solutions(teacher, teacher_tok, problems, {}, args.max_new_tokens, 64)
     score_trajectories(teacher, teacher_tok, ts, solutions, args.score)

@@ -30,6 +30,7 @@ The student writes searches, the environment answers them, and R(y) is the F1 of
 """
 import argparse
 import json
+import logging
 import math
 import os
 import random
@@ -97,6 +98,10 @@ class UserError(Exception):
 def fail_in_one_line(main):
     """Run a script's main(): a UserError becomes one line on stderr and exit code 2."""
     sys.stdout.reconfigure(errors="replace")  # a terminal without a letter shows "?", no traceback
+    def error(parser, message):  # its own would print every flag first
+        raise UserError(message)
+
+    argparse.ArgumentParser.error = error
     try:
         main()
     except UserError as e:
@@ -164,15 +169,17 @@ def read_problems(path, question="question", answer="answer", flag="--data", sea
     text, or a list of several that are right.
     """
     like = JSONL.replace("question", question).replace("answer", answer)
+    file, hub = path, None
     try:
-        file = path
         if hub := re.fullmatch("hf://datasets/([^/]+/[^/]+)/(.+)", str(path)):
             from huggingface_hub import hf_hub_download
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no word of each retry
             file = hf_hub_download(*hub.groups(), repo_type="dataset")
         lines = open(file, encoding="utf-8-sig").read().split("\n")
     except Exception as e:  # the hub's kinds among them: no such data set, no network, ...
-        raise UserError(f"{flag} {path}: cannot be read as UTF-8 text ({type(e).__name__}); "
-                        f"give a file with {like} a line")
+        how = "downloaded" if hub and file == path else "read as UTF-8 text"
+        raise UserError(f"{flag} {path}: cannot be {how} ({type(e).__name__}); give a file with "
+                        f"{like} a line")
     problems = {}  # by question: one that stands twice cannot be both trained and tested on
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -54,6 +54,7 @@ from itertools import islice, repeat
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, mean, pstdev, stdev
+from textwrap import shorten
 
 import torch
 from tqdm import tqdm
@@ -61,8 +62,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ovd import (accept, free_bytes, group_advantages, peak_bytes, reset_peak, reverse_kl,
                  tied_groups, token_logprobs, trajectory_loss)
-from sample import (Trajectory, as_data, chat_ids, embedded, left_pad, load_student, pick_device,
-                    quiet, sample_trajectories, save_adapter, without_lora)
+from sample import (Trajectory, as_data, chat_ids, check_words, embedded, left_pad, load_student,
+                    pick_device, quiet, sample_trajectories, save_adapter, without_lora)
 from score import (auc, good_beginnings, load_teacher, score_trajectories, scores_of, verdict,
                    write_solutions)
 from tasks import (DIFFICULTY, INFORMATION, JSONL, UserError, fail_in_one_line, is_correct,
@@ -77,6 +78,7 @@ HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507"
                 lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128)
 STARTS = {}  # of a comparison's students: what each was before, see evaluate_start()
 PEAKS = {}  # phase: the most memory held in it, see mark()
+COMPARED = "ovd, ovd --replace suffix, ovd --replace none, judge, grpo, format, logits, sft"
 METHODS = ("ovd", "judge", "grpo", "format", "logits", "sft")
 
 
@@ -133,8 +135,7 @@ def knobs(argv=None):
       help="keep a layer's input alone, make the rest again going back: memory for time")
     a("--out", help="folder for the results [runs/<time>; runs/compare]")
     a("--compare", action="store_true", help="several methods and seeds, and a table of them")
-    a("--methods", default="ovd, ovd --replace suffix, ovd --replace none, judge, grpo, format, "
-      "logits, sft", help="to compare, between commas; each may carry flags [%(default)s]")
+    a("--methods", help=f"to compare, between commas; each may carry flags [{COMPARED}]")
     a("--seeds", type=int, default=5, help="to compare: seeds 0, 1, ... [%(default)s]")
     a("--jobs", type=int, help="to compare: runs side by side [1 on a GPU, else a core each]")
     a("--compare-memory", action="store_true",
@@ -166,6 +167,7 @@ def check(args):
                "is for --task search, with --data for the questions"),
               ("data", not args.data or args.task == "math" or args.corpus,
                "has questions to search for; give --corpus, the passages to find them in"),
+              ("methods", args.compare or args.methods is None, "is for --compare"),
               ("eval_data", not args.eval_data or args.task == "math" or args.corpus,
                "has questions to search for; give --corpus, and --data to train on"),
               ("teacher", args.task == "math" or not apart,
@@ -572,7 +574,8 @@ def train(student, tokenizer, teacher, teacher_tok, stream, args, out):
             why = getattr(teacher, "why", "its replies hold no digit; use --score expected")
             raise UserError(f"--teacher {args.teacher}: more than half of the trajectories got no "
                             f"score in step {step}; {why}")
-        bar.set_postfix({k: f"{row[k]:.2f}" for k in ("reward", "score", "replaced")})
+        bar.set_postfix({k: f"{row[k]:.2f}" for k in ("reward", "score", "replaced")
+                         if not math.isnan(row[k])})
         if figures["logprob_gap"] > 0.2:
             raise UserError(f"--student {args.student}: a token's log-probability when trained is "
                             f"{figures['logprob_gap']:.2f} off that when sampled; its head is more "
@@ -617,7 +620,7 @@ def explain(rows, before, after, args):
         print(f"scores: AUC {average('auc'):.2f} on its own samples, {average('accepted'):.0%} "
               f"accepted, {average('replaced'):.0%} replaced")
     if args.method not in ("logits", "sft"):
-        print(f"groups: {tied:.0%} tied (rewards all equal: nothing to compare, no gradient), "
+        print(f"groups: {tied:.0%} tied (advantages all zero: nothing to compare, no gradient), "
               f"advantages {average('advantage'):.2f} in size, {average('spread'):.2f} in spread")
     print(f"update: gradient norm {average('grad_norm'):.2f}, KL to the start {average('kl'):.2f}, "
           f"entropy {before['entropy']:.2f} -> {after['entropy']:.2f} nats a token, "
@@ -657,10 +660,7 @@ def run(args):
                         "there is nothing to match; use --method ovd, which needs text alone")
     mark("loading")
     stream, test = load_problems(args, data, held)
-    words = tokenizer.encode(test[0].question, add_special_tokens=False)
-    if words.count(tokenizer.unk_token_id) > len(words) / 4:  # the embedded one knows 380
-        raise UserError(f"--student {args.student}: it has no words for these problems; name one "
-                        "that does, like --student Qwen/Qwen3-0.6B")
+    check_words(tokenizer, test[0], args.student)
     print(f"{args.method}{', one-shot' if args.one_shot else ''}: {args.steps} updates of "
           f"{args.problems * args.samples} trajectories, tested on {len(test)} unseen problems; "
           f"results in {out}\n")
@@ -759,19 +759,20 @@ def finished(argv):
 def compare(args):
     """Every method with every seed, a few side by side; what is finished is not run again."""
     out = Path(args.out or "runs/compare" + ("-one-shot" if args.one_shot else ""))
-    names = [" ".join(name.split()) for name in args.methods.split(",") if name.strip()]
+    methods = COMPARED if args.methods is None else args.methods
+    names = [" ".join(name.split()) for name in methods.split(",") if name.strip()]
     try:
         flags = {name: shlex.split(name) for name in names}
     except ValueError:  # a quote that is never closed
         flags = {}
     if not flags:
-        raise UserError(f"--methods {args.methods!r}: give methods with commas between them, like "
+        raise UserError(f"--methods {methods!r}: give methods with commas between them, like "
                         "'ovd, ovd --theta 3, grpo'")
     todo = {(name, seed): [*sys.argv[1:], "--method", *flags[name], "--seed", str(seed),
                            "--out", str(out / f"{re.sub('[^a-z0-9.-]+', '_', name)}-{seed}")]
             for seed in range(args.seeds) for name in names}
     if len({argv[-1] for argv in todo.values()}) < len(todo):
-        raise UserError(f"--methods {args.methods!r}: two would write to one folder; drop what is "
+        raise UserError(f"--methods {methods!r}: two would write to one folder; drop what is "
                         "there twice, or rename what they load")
     for argv in todo.values():  # a slip in a flag shows now and not in an hour
         check(knobs(argv))
@@ -894,7 +895,7 @@ def shape_of(name, flag):
                      width * c.num_attention_heads, width * c.num_key_value_heads, c.vocab_size,
                      c.tie_word_embeddings, len(AutoTokenizer.from_pretrained(name)))
     except Exception as e:  # as many kinds as in load_model
-        raise UserError(f"{flag} {name}: no sizes to plan with ({' '.join(str(e).split())[:120]}); "
+        raise UserError(f"{flag} {name}: no sizes to plan with ({shorten(str(e), 120)}); "
                         "give a folder, a hub name, or one of " + ", ".join(SHAPES))
     return argparse.Namespace(**dict(zip("L H I Q K V tied known".split(), sizes)))
 
@@ -989,7 +990,6 @@ def own_bytes(device):
     """What is there before any model: CUDA's context, or the interpreter and libraries."""
     if device == "cuda":
         return 6e8  # assumed, not measured; the allocator's figures leave it out
-    quiet()
     tiny = embedded("math", "student")  # 1.5 MB: all but nothing
     student, tokenizer, _ = load_student(tiny, 4, "cpu")
     sample_trajectories(student, tokenizer, [next(problem_stream(0))], 1.0, 2)
@@ -998,6 +998,7 @@ def own_bytes(device):
 
 def show_plan(args):
     """--plan: the predicted peak of each method by part, and what it fits."""
+    quiet()
     device, GB = args.plan, 1e9
     args, s, t = settle(args, device)
     own, predicted = own_bytes(device), predict(args, s, t, device)

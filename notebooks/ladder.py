@@ -12,8 +12,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-*files, target = sys.argv[1:]
-rows = sorted((row for file in files for row in json.load(open(file))), key=lambda r: r["tokens"])
+try:
+    *files, target = sys.argv[1:]
+    rows = [row for file in files for row in json.load(open(file))]
+except (ValueError, OSError) as e:
+    print(f"error: give files of ovd.py --json, and a name for the picture ({e})", file=sys.stderr)
+    sys.exit(2)
+rows.sort(key=lambda r: r["tokens"])
 tokens = sorted({r["tokens"] for r in rows})
 looks = {  # grey to black, dash and mark: told apart without colour
     "dense reverse KL": dict(color="black", ls="-", marker="o"),

@@ -12,9 +12,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-folder, target = sys.argv[1:]
-rows = [{k: float(v) for k, v in r.items()} for r in csv.DictReader(open(f"{folder}/metrics.csv"))]
-result = json.load(open(f"{folder}/result.json"))
+try:
+    folder, target = sys.argv[1:]
+    lines = list(csv.DictReader(open(f"{folder}/metrics.csv")))
+    result = json.load(open(f"{folder}/result.json"))
+except (ValueError, OSError) as e:
+    print(f"error: give a run's folder and a name for the picture ({e})", file=sys.stderr)
+    sys.exit(2)
+rows = [{k: float(v) for k, v in line.items()} for line in lines]
 steps = [r["step"] for r in rows]
 
 plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})

@@ -481,6 +481,7 @@ def test_search_run(tmp_path, capsys):
     [
         ("--corpus x.jsonl", "--corpus x.jsonl is for --task search"),
         ("--task search --data x.jsonl", "give --corpus"),
+        ("--task search --eval-data x.jsonl", "--eval-data x.jsonl has questions to search for"),
         ("--task search --turns -1", "--turns -1 must be at least 0"),
         ("--task search --teacher http://localhost:1/v1", "cannot search here"),
         ("--task search --corpus nowhere.jsonl --data x.jsonl", "nowhere.jsonl: cannot be read"),

@@ -201,6 +201,9 @@ def test_micro_batch_and_chunk_change_nothing(student, teacher, method, changed)
         (["--compare", "--seeds", "0"], "--seeds"),
         (["--compare", "--methods", "ovd, ovd --theta 12"], "--theta 12"),
         (["--compare", "--methods", ","], "--methods"),
+        (["--methods", "ovd, grpo"], "--methods ovd, grpo is for --compare"),
+        (["--plan", "gpu"], "--plan: invalid choice: 'gpu'"),  # without the whole usage
+        (["--student", "tiny/search-student"], "has no words for these problems"),
         (["--compare", "--methods", "ovd --theta '5"], "--methods"),
         (["--plan", "cuda", "--student", "./nowhere"], "--student ./nowhere"),
         (["--plan", "cuda", "--chunk", "-1"], "--chunk"),

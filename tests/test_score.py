@@ -16,6 +16,7 @@ from score import (
     digit_ids,
     grading_messages,
     parse_reply,
+    read_samples,
     score_probs,
     score_replies,
     score_trajectories,
@@ -209,3 +210,9 @@ def test_a_tokenizer_that_splits_digits_is_one_line(teacher):
     with pytest.raises(UserError, match="each digit as one token"):
         digit_ids(tokenizer)
     assert len(digit_ids(teacher[1])[0]) == 10
+
+
+def test_an_empty_file_has_nothing_to_rescore(tmp_path):
+    (tmp_path / "samples.jsonl").write_text("")
+    with pytest.raises(UserError, match="no trajectory in it"):
+        read_samples(tmp_path / "samples.jsonl")

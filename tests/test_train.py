@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import runpy
 import signal
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import sample
 import train
 from sample import Trajectory, sample_trajectories
 from score import write_solutions
@@ -552,3 +554,17 @@ def test_every_script_shows_its_stage(script, capsys, name):
     with pytest.raises(SystemExit) as e:
         script(name, "--help")
     assert e.value.code == 0 and f"python {name}" in capsys.readouterr().out
+
+
+def test_texts_that_are_all_empty_have_no_entropy():
+    empty = Trajectory(next(problem_stream(0)), [1], [], [], [], False, "", 0.0)
+    assert math.isnan(train.entropy([empty, empty]))
+
+
+def test_a_model_too_large_for_the_gpu_is_one_line(monkeypatch):
+    def too_large(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sample.AutoModelForCausalLM, "from_pretrained", too_large)
+    with pytest.raises(UserError, match="--teacher .*too large for the GPU"):
+        sample.load_model(sample.TINY / "teacher", 4, "cpu", "--teacher")

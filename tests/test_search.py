@@ -416,7 +416,7 @@ def test_a_pause_is_found_whatever_tokens_it_is_made_of(student):
 # ------------------------------------------------------------------------------- teacher and update
 def test_the_teacher_searches_and_judges(student, teacher):
     model, tokenizer = student
-    problems = list(islice(world_stream(1, held_out=True), 250))
+    problems = list(islice(world_stream(1, held_out=True), 150))
     solutions = write_solutions(*teacher, problems, {}, 32, 256)
     assert sum(is_correct(s.text, s.problem) for s in solutions) >= 0.95 * len(solutions)
     torch.manual_seed(0)

@@ -265,13 +265,18 @@ class Endpoint:
                            outcome(text, p) * stopped) for p, (text, stopped, _, read, n) in said]
 
 
+def is_server(name):
+    """Is a --teacher the address of a server?"""
+    return (name or "").startswith(("http://", "https://"))
+
+
 def load_teacher(name, served_as, bits, student, device):
     """(teacher, tokenizer) of a folder or hub name; of a server's URL; or of "self".
 
     "self" is `student`, a (model, tokenizer), as it was before any training: its adapters are off
     while it teaches, so no second model is held.
     """
-    if name.startswith(("http://", "https://")):
+    if is_server(name):
         return Endpoint(name, served_as), None
     return student if name == "self" else load_model(name, bits, device, "--teacher")
 
@@ -493,7 +498,7 @@ def main():
     args = parser.parse_args()
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
-    if args.task == "search" and "://" in (args.teacher or ""):
+    if args.task == "search" and is_server(args.teacher):
         raise UserError(f"--teacher {args.teacher} is a server, which cannot search here; use a "
                         "folder or a hub name")
     quiet()

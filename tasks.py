@@ -98,7 +98,9 @@ class UserError(Exception):
 def fail_in_one_line(main):
     """Run a script's main(): a UserError becomes one line on stderr and exit code 2."""
     sys.stdout.reconfigure(errors="replace")  # a terminal without a letter shows "?", no traceback
-    def error(parser, message):  # its own would print every flag first
+
+    def error(parser, message):
+        """In place of argparse's own, which prints every flag first."""
         raise UserError(message)
 
     argparse.ArgumentParser.error = error

@@ -64,8 +64,8 @@ from ovd import (accept, free_bytes, group_advantages, peak_bytes, reset_peak, r
                  tied_groups, token_logprobs, trajectory_loss)
 from sample import (Trajectory, as_data, chat_ids, check_words, embedded, left_pad, load_student,
                     pick_device, quiet, sample_trajectories, save_adapter, without_lora)
-from score import (auc, good_beginnings, load_teacher, score_trajectories, scores_of, verdict,
-                   write_solutions)
+from score import (auc, good_beginnings, is_server, load_teacher, score_trajectories, scores_of,
+                   verdict, write_solutions)
 from tasks import (DIFFICULTY, INFORMATION, JSONL, UserError, fail_in_one_line, is_correct,
                    is_supported, is_well_formed, messages, open_corpus, pass_at_k,
                    problem_stream, read_problems, task_stream)
@@ -149,7 +149,7 @@ def knobs(argv=None):
 def check(args):
     """Refuse what makes no sense before anything is loaded."""
     group = args.samples * (args.problems if args.one_shot else 1)
-    apart = (args.teacher or "").startswith(("http://", "https://"))
+    apart = is_server(args.teacher)
     least = {"samples": 1, "problems": 1, "max_new_tokens": 1, "batch": 1, "micro_batch": 1,
              "eval_problems": 1, "seeds": 1, "jobs": 1, "steps": 0, "turns": 0, "chunk": 0, "kl": 0}
     rules = [(k, (value := getattr(args, k)) is None or value >= low, f"must be at least {low}")
@@ -909,7 +909,7 @@ def settle(args, device):
     if args.student:
         pair = tiny if s.L * s.H * (2 * s.Q + 3 * s.I) < 50e6 > s.V * s.H else HUB_PAIR
     vars(args).update((k, v) for k, v in pair.items() if getattr(args, k) is None)
-    if args.teacher == "self" or "://" in args.teacher:  # no weights, no vocabulary of its own
+    if args.teacher == "self" or is_server(args.teacher):  # no weights, no vocabulary of its own
         return args, s, argparse.Namespace(**{**vars(s), "L": 0, "tied": 2, "known": 0})
     return args, s, shape_of(args.teacher, "--teacher")
 

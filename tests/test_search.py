@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tasks
 import train
 from ovd import token_logprobs, trajectory_loss
 from sample import (
@@ -27,7 +28,6 @@ from sample import (
     sample_trajectories,
 )
 from score import auc, good_beginnings, load_teacher, score_trajectories, scores_of, write_solutions
-import tasks
 from tasks import (
     Problem,
     Search,

@@ -6,15 +6,16 @@ Four ideas:
   but the output head two thin matrices learn (LoRA, arXiv 2106.09685): W x becomes
   W x + B (alpha / r) A x. B starts at zero, so at first nothing changes.
 - *Text is data.* What a student or a user wrote cannot act as a chat template's control token.
-- *Turns.* Where a trajectory asks for a search, what the environment says is put behind it, to be
-  read and never to be trained on, and it goes on.
 - *On-policy sampling.* A batch of prompts goes on, token by token, from the FULL softmax at the
   sampling temperature. No top-k, no top-p: the loss will take log-probabilities under the full
   softmax at the same temperature, and only if both are one distribution is it on-policy.
+- *Turns.* Where the problem has an environment that replies (a search engine, say), its reply is
+  put behind the trajectory, to be read and never to be trained on, and the student goes on.
 
     python sample.py                                # what the embedded student says
-    python sample.py --task search                  # and when it may search
     python sample.py --student runs/NAME/adapter    # the same with a trained adapter
+    python sample.py --task search                  # with an environment, see more/search.py
+    python sample.py --ask "Mia has 3 apples. ..."  # a question of your own
 """
 import argparse
 import json
@@ -24,21 +25,24 @@ import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from textwrap import shorten
+from unicodedata import category, normalize
 
 import huggingface_hub
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import transformers
-from safetensors.torch import load_file, save_file
+from bitsandbytes.functional import dequantize_4bit
+from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
-from tasks import (Problem, UserError, environment, fail_in_one_line, messages, outcome,
-                   task_stream)
+
+from tasks import DIFFICULTY, Problem, UserError, fail_in_one_line, number, task_stream
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -87,7 +91,7 @@ def load_model(name, bits, device, flag="--student"):
             device_map={"": device}, use_safetensors=True, output_loading_info=True)
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"{flag} {name}: too large for the GPU's memory; use --bits 4, or a "
-                        "smaller model; python train.py --plan says what fits")
+                        "smaller model; python -m more.plan says what fits")
     except Exception as e:  # a dozen kinds, for whatever is missing, broken or out of reach
         why = shorten(str(e), 200) or type(e).__name__
         raise UserError(f"{flag} {name}: cannot be loaded ({why}); give a folder or hub name of a "
@@ -111,7 +115,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base, r, alpha):
         super().__init__()
-        self.base, self.scale, self.enabled = base, alpha / r, True
+        self.base, self.scale, self.enabled, self.merged = base, alpha / r, True, None
         at = dict(device=base.weight.device, dtype=torch.float32)
         self.lora_A = nn.Parameter(torch.empty(r, base.in_features, **at))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, **at))
@@ -120,6 +124,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         """x (..., in) -> y (..., out)."""
+        if self.merged is not None:
+            return F.linear(x, self.merged, self.base.bias)
         y = self.base(x)
         if not self.enabled:
             return y
@@ -160,6 +166,26 @@ def without_lora(model):
             layer.enabled = True
 
 
+@contextmanager
+def merged_lora(model):
+    """Inside this block W + B (alpha / r) A is one float32 matrix a layer: sampling is quicker.
+
+    Many tokens are sampled between two updates, and to unpack W for each takes longer than to use
+    it. Only on a CPU, which computes 4-bit layers in float32: rounded to 16 bits the sum would be
+    another policy than the one that is trained, and a GPU's memory is what 4-bit is for.
+    """
+    layers = [layer for layer in lora_layers(model).values() if model.device.type == "cpu"
+              and hasattr(layer.base.weight, "quant_state")]
+    for layer in layers:
+        W = dequantize_4bit(layer.base.weight.data, layer.base.weight.quant_state)  # (out, in)
+        layer.merged = W + layer.enabled * layer.scale * layer.lora_B @ layer.lora_A
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.merged = None
+
+
 def save_adapter(model, folder, base_name):
     """Write the adapters in PEFT's format, for PeftModel.from_pretrained(base, folder)."""
     layers = lora_layers(model)
@@ -176,46 +202,49 @@ def save_adapter(model, folder, base_name):
     (Path(folder) / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
-def load_adapter(model, folder):
-    """Add LoRA to `model`, filled from a folder in PEFT's format. UserError if they do not fit."""
-    try:
-        config = json.loads((Path(folder) / "adapter_config.json").read_text())
-        tensors = load_file(Path(folder) / "adapter_model.safetensors")
-        add_lora(model, config["r"], config["lora_alpha"])
-        for name, layer in lora_layers(model).items():
-            for part in ("lora_A", "lora_B"):
-                tensor = tensors.pop(f"base_model.model.{name}.{part}.weight")
-                getattr(layer, part).data.copy_(tensor)
-        assert not tensors, f"{next(iter(tensors))} has no place in the model"
-    except Exception as e:
-        raise UserError(f"--student {folder}: not an adapter for this model ({type(e).__name__}: "
-                        f"{e}); give the adapter/ folder of a run made with the same student")
-
-
 def load_student(name, bits, device):
     """(model with LoRA, tokenizer, base's name). name: a model, or the adapter/ of a run."""
-    config = Path(name) / "adapter_config.json"
-    if not config.exists():
+    if not (Path(name) / "adapter_config.json").exists():
         model, tokenizer = load_model(name, bits, device)
         add_lora(model)
         return model, tokenizer, name
-    try:
-        base = json.loads(config.read_text())["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"--student {config}: cannot be read ({e}); give another run's adapter/")
+    from more.adapter import base_name, load_adapter
+    base = base_name(name)
     model, tokenizer = load_model(base, bits, device)
     load_adapter(model, name)
     return model, tokenizer, base
 
 
 # ------------------------------------------------------------------------------- text is data
-def as_data(text, tokenizer):
-    """Text with every control token broken by a space, so that "<|im_end|>" in it ends nothing."""
-    control = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-    for token in sorted(control, key=len, reverse=True):
-        if len(token) > 1:
-            text = text.replace(token, token[0] + " " + token[1:])
-    return text
+# Marks of chat templates, for a reader to whom they are no tokens: "<|user|>", "[INST]", "</s>".
+TEMPLATE_MARK = (r"<[|｜]|\[\||<<SYS|\[/?(?:INST|SYSTEM_PROMPT)\]"
+                 r"|</?(?:s|bos|eos|(?:start|end)_of_turn)>")
+
+
+def break_marks(text, pattern, first=r"\1 "):
+    """Text in which the first character of every match of pattern is followed by a space.
+
+    Matched is the text as a reader sees it. Full-width letters are letters (NFKC), and zero-width
+    characters are not there. Where nothing matches, nothing changes.
+    """
+    seen = text if text.isascii() else normalize(
+        "NFKC", "".join(c for c in text if category(c) != "Cf"))
+    if not re.search(pattern, seen, re.IGNORECASE):
+        return text
+    return re.sub(f"(?=(?:{pattern}))(.)", first, seen, flags=re.IGNORECASE)
+
+
+@cache
+def control_pattern(tokenizer):
+    """What may act as a control token: TEMPLATE_MARK, and the added tokens of the tokenizer."""
+    tokens = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} if tokenizer else set()
+    # Blank ones are text: Gemma has "\n\n" among its added tokens.
+    return "|".join([TEMPLATE_MARK, *(re.escape(t) for t in tokens if len(t.strip(" \n▁")) > 1)])
+
+
+def as_data(text, tokenizer=None):
+    """Text with every control token broken, so that "<|im_end|>" in it ends nothing."""
+    return break_marks(text, control_pattern(tokenizer))
 
 
 def chat_ids(tokenizer, conversation):
@@ -255,22 +284,39 @@ def check_context(model, tokens, advice):
 class Trajectory:
     """One attempt at one problem, and what is thought of it."""
     problem: Problem
-    prompt_ids: list        # tokens of the prompt
-    ids: list               # tokens after it, the stop token included
-    logprobs: list          # of each of ids when it was sampled, under the full softmax; NaN where
-                            # a teacher wrote it, and 0 where the environment did, which is certain
-    sampled: list           # of each of ids: 1 = chosen by its author, trained on; 0 = forced
-    stopped: bool           # False: cut off at max_new_tokens, or in the middle of a search
-    text: str
-    reward: float           # R(y), 1: right
-    probs: list = field(default_factory=list)  # the teacher's ten probabilities
-    score: float | None = None                 # S(y), None where the teacher gave none
-    advantage: float | None = None             # A(y), None where it takes no part in the update
+    prompt_ids: list = field(default_factory=list)  # tokens of the prompt
+    # Four lists side by side, an entry for each token after the prompt, the stop token included:
+    ids: list = field(default_factory=list)
+    logprobs: list = field(default_factory=list)    # when it was sampled; 0 where it was not
+    authors: list = field(default_factory=list)     # "student", "teacher" or "environment"
+    mask: list = field(default_factory=list)        # 1: trained on; 0: read only
+    stopped: bool = False      # False: cut off at max_new_tokens, or in the middle of a turn
+    text: str = ""
+    reward: float = 0.0        # R(y), 1: right
+    probs: list = field(default_factory=list)       # the teacher's ten probabilities
+    score: float | None = None                      # S(y), None where the teacher gave none
+    advantage: float | None = None                  # A(y), None where it has no part in the update
 
     @property
     def right(self):
         """Is the outcome all that it can be?"""
         return self.reward == 1
+
+    def append(self, ids, logprobs, author, mask):
+        """Lengthen its four lists by tokens of one author."""
+        self.ids, self.logprobs = self.ids + ids, self.logprobs + logprobs
+        self.authors, self.mask = self.authors + [author] * len(ids), self.mask + [mask] * len(ids)
+
+
+def append_turn(t, ids, logprobs, author, mask, tokenizer):
+    """Lengthen a trajectory and its text; only the environment may write its own marks."""
+    length = len(tokenizer.decode(t.ids, skip_special_tokens=True))
+    t.append(ids, logprobs, author, mask)
+    # Decoded together with what stands before: a token may be half a letter.
+    words = tokenizer.decode(t.ids, skip_special_tokens=True)[length:]
+    if author != "environment":
+        words = re.sub("<(/?information)", r"(\1", words)  # forged marks; the length stays
+    t.text += words
 
 
 def stop_ids(model, tokenizer):
@@ -283,142 +329,159 @@ def stop_ids(model, tokenizer):
 def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None):
     """Continue prompts (lists of ids) up to a stop token or the text `until`: [(ids, logprobs)].
 
-    temperature 0 takes the likeliest token. One forward pass a token, keys and values cached, for
-    all that have not stopped yet. Raises UserError where the model's context is too short.
+    temperature: one for all, or a list; 0 takes the likeliest token. One forward pass a token, keys
+    and values cached, for all that have not stopped yet. UserError: the context is too short.
     """
-    # a prompt that is to be continued N times is read once: `which` of the unique ones is whose
+    # A prompt that is to be continued N times is read once. source: which unique one is whose.
     unique = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    which = torch.tensor([unique[tuple(p)] for p in prompts], device=model.device)  # (B,)
+    source = torch.tensor([unique[tuple(p)] for p in prompts], device=model.device)  # (B,)
     ids, mask, positions = left_pad(list(map(list, unique)), tokenizer.pad_token_id, model.device)
     check_context(model, ids.shape[1] + max_new_tokens,
                   f"lower --max-new-tokens {max_new_tokens} or give shorter problems")
     stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=model.device)
-    # `until` may be many tokens; of those it can end in, few are ever said, so few texts are made
+    # `until` may be many tokens. Text is made and searched only after those it can end in.
     ends = {i for word, i in tokenizer.get_vocab().items() if until[-1] in word} if until else ()
-    said = [([], []) for _ in prompts]
-    rows, cache = torch.arange(len(prompts), device=model.device), None  # rows: who still goes on
-    for _ in range(max_new_tokens):
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions,
-                    past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits = out.logits[:, -1].float()  # (B, V)
-        if cache is None:  # the prompts have been read, and their continuations part ways
-            out.past_key_values.batch_select_indices(which)
-            logits, mask, positions = logits[which], mask[which], positions[which]
-        cache = out.past_key_values
-        logprobs = F.log_softmax(logits / (temperature or 1), -1)  # (B, V)
-        ids = torch.multinomial(logprobs.exp(), 1) if temperature else \
-            logprobs.argmax(-1, keepdim=True)  # (B, 1)
-        going = ~torch.isin(ids[:, 0], stops)  # (B,)
-        for n, (r, i, lp) in enumerate(zip(rows.tolist(), ids[:, 0].tolist(),
-                                           logprobs.gather(1, ids)[:, 0].tolist())):
-            said[r][0].append(i)
-            said[r][1].append(lp)
-            if i in ends and until in tokenizer.decode(said[r][0][-len(until):]):
+    T = torch.tensor(temperature, device=model.device).expand(len(prompts))[:, None]  # (B, 1)
+    results, kv = [([], []) for _ in prompts], DynamicCache(config=model.config)
+    rows = torch.arange(len(prompts), device=model.device)  # (b,) who has not stopped yet
+    for step in range(max_new_tokens):
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=kv,
+                       use_cache=True, logits_to_keep=1).logits[:, -1].float()  # (b, V)
+        if step == 0:  # the prompts have been read, and their continuations part ways
+            kv.batch_select_indices(source)
+            logits, mask, positions = logits[source], mask[source], positions[source]
+        logprobs = F.log_softmax(logits / T.where(T > 0, 1), -1)  # (b, V)
+        ids = logprobs.argmax(-1, keepdim=True)  # (b, 1)
+        if T.any():
+            ids = torch.where(T > 0, torch.multinomial(logprobs.exp(), 1), ids)
+        going = ~torch.isin(ids[:, 0], stops)  # (b,)
+        chosen = logprobs.gather(1, ids)[:, 0].tolist()
+        for n, (row, i, lp) in enumerate(zip(rows.tolist(), ids[:, 0].tolist(), chosen)):
+            results[row][0].append(i)
+            results[row][1].append(lp)
+            if i in ends and until in tokenizer.decode(results[row][0][-len(until):]):
                 going[n] = False
         if not going.any():
             break
         if not going.all():  # who has stopped leaves the batch
-            cache.batch_select_indices(going.nonzero()[:, 0])
-            ids, mask, positions, rows = ids[going], mask[going], positions[going], rows[going]
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-        positions = positions[:, -1:] + 1
-    return said
-
-
-def go_on(t, tokenizer, ids, logprobs, sampled):
-    """Lengthen trajectory t by tokens of one author; only the environment may say what it said."""
-    before = len(tokenizer.decode(t.ids, skip_special_tokens=True))
-    t.ids, t.logprobs, t.sampled = t.ids + ids, t.logprobs + logprobs, t.sampled + sampled
-    words = tokenizer.decode(t.ids, skip_special_tokens=True)[before:]
-    if any(sampled):
-        words = re.sub("<(/?information)", r"(\1", words)  # as long as before
-    t.text += words
+            kv.batch_select_indices(going.nonzero()[:, 0])
+            ids, mask, positions, rows, T = (
+                x[going] for x in (ids, mask, positions, rows, T))
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)  # (b, T + 1)
+        positions = positions[:, -1:] + 1  # (b, 1)
+    return results
 
 
 def sample_trajectories(model, tokenizer, problems, temperature=1.0, max_new_tokens=64, batch=256,
-                        begun=None):
-    """A trajectory for each of `problems` (repeat one N times for a group), `batch` at a time.
+                        begun=None, author="student"):
+    """A Trajectory for each of `problems` (repeat one N times for a group), `batch` at a time.
 
-    begun: texts the trajectories are to begin with, one each. Those tokens are forced. Where a
-    problem has a search, all trajectories that wait for its answer get it and go on together; a
-    problem without one is the case of no turns.
+    temperature: one for all, or a list. begun: texts that the trajectories are to begin with, one
+    each; those tokens are forced.
+    author: who is sampled here. The teacher's own solutions are sampled by the same lines.
     """
-    trajectories, begun, stops = [], begun or [""] * len(problems), stop_ids(model, tokenizer)
-    encode = lambda text: tokenizer.encode(as_data(text, tokenizer),  # noqa: E731
-                                           add_special_tokens=False)
+    trajectories, begun = [], begun or [""] * len(problems)
+    if not isinstance(temperature, list):
+        temperature = [temperature] * len(problems)
     slices = range(0, len(problems), batch)
     for i in tqdm(slices, desc="sampling", leave=False, disable=len(slices) < 2 or None):
         part = []
-        for p, head in zip(problems[i:i + batch], begun[i:i + batch]):
-            f = encode(head)
-            part.append(Trajectory(p, chat_ids(tokenizer, messages(p)), f, [math.nan] * len(f),
-                                   [0] * len(f), False, head, 0.0))  # the head to the letter
-        going, until = part, "</search>" if part[0].problem.search else None
-        while going:
-            said = generate(model, tokenizer, [t.prompt_ids + t.ids for t in going], temperature,
-                            max_new_tokens, until)
-            for t, (ids, logprobs) in zip(going, said):
-                go_on(t, tokenizer, ids, logprobs, [1] * len(ids))
-                t.stopped = ids[-1] in stops
-            going = [t for t in going if until and not t.stopped and until in last_turn(t)
-                     and t.text.count("<information>") < t.problem.search.turns]
-            for t in going:
-                told = encode("\n" + environment(last_turn(t), t.problem.search) + "\n")
-                go_on(t, tokenizer, told, [0.0] * len(told), [0] * len(told))
-        for t in part:
-            t.text = t.text.strip()
-            t.reward = outcome(t.text, t.problem) if t.stopped else 0.0
+        for problem, beginning in zip(problems[i:i + batch], begun[i:i + batch]):
+            t = Trajectory(problem, chat_ids(tokenizer, problem.messages()))
+            forced = tokenizer.encode(as_data(beginning, tokenizer), add_special_tokens=False)
+            t.append(forced, [0.0] * len(forced), author, 0)
+            t.text = beginning
+            part.append(t)
+        take_turns(model, tokenizer, list(zip(part, temperature[i:i + batch])), max_new_tokens,
+                   author)
         trajectories += part
     return trajectories
 
 
-def last_turn(t):
-    """What was said since the environment last spoke."""
-    return t.text.rpartition("</information>")[2]
+def take_turns(model, tokenizer, begun, max_new_tokens, author):
+    """Let a batch of begun trajectories go on until each is over, then look up its outcome R(y).
+
+    begun: [(Trajectory, its temperature)]. Generate, ask each problem for its environment's reply,
+    append that with mask 0, repeat. All that wait for a reply go on together. A problem without an
+    environment takes one turn.
+    """
+    stops, until, going = stop_ids(model, tokenizer), begun[0][0].problem.until, begun
+    while going:
+        with merged_lora(model):
+            turns = generate(model, tokenizer, [t.prompt_ids + t.ids for t, _ in going],
+                             [temperature for _, temperature in going], max_new_tokens, until)
+        waiting = []
+        for (t, temperature), (ids, logprobs) in zip(going, turns):
+            append_turn(t, ids, logprobs, author, 1, tokenizer)
+            t.stopped = ids[-1] in stops
+            reply = None if t.stopped else t.problem.reply(t.text)
+            if reply is not None:
+                words = tokenizer.encode(as_data(f"\n{reply}\n", tokenizer),
+                                         add_special_tokens=False)
+                append_turn(t, words, [0.0] * len(words), "environment", 0, tokenizer)
+                waiting.append((t, temperature))
+        going = waiting
+    for t, _ in begun:
+        t.text = t.text.strip()
+        if t.problem.answer is not None:  # else nobody knows
+            t.reward = t.problem.reward(t.text) if t.stopped else 0.0
 
 
 # ------------------------------------------------------------------------------- a look at it
-def main():
-    """Sample the student on unseen problems and count."""
-    parser = argparse.ArgumentParser(description=__doc__,
+def flags(description):
+    """The flags that sample.py and score.py share."""
+    parser = argparse.ArgumentParser(description=description,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     a = parser.add_argument
-    a("--task", choices=["math", "search"], default="math", help="see tasks.py")
+    a("--task", choices=["math", "search"], default="math", help="stories, or to be searched for")
     a("--student", help="folder, hub name, or a run's adapter/ [the embedded one]")
     a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4; 16: as stored")
-    a("--problems", type=int, default=32, help="how many unseen problems")
-    a("--samples", type=int, default=32, help="trajectories for each")
-    a("--temperature", type=float, default=1.0, help="0 takes the likeliest token each time")
-    a("--max-new-tokens", type=int, default=64, help="a trajectory, or a turn of it, ends here")
-    a("--difficulty", type=int, default=1, choices=range(1, 6), help="see tasks.py")
-    a("--seed", type=int, default=0, help="of problems and sampling")
-    args = parser.parse_args()
-    if min(args.problems, args.samples, args.max_new_tokens) < 1 or args.temperature < 0:
-        raise UserError("--problems, --samples, --max-new-tokens start at 1, --temperature at 0")
+    a("--problems", type=number(int, 1, 10**5), default=32, help="unseen ones [%(default)s]")
+    a("--samples", type=number(int, 1, 10**5), default=32, help="for each [%(default)s]")
+    a("--temperature", type=number(float, 0, 100), default=1.0, help="0: the likeliest token [1]")
+    a("--max-new-tokens", type=number(int, 1, 10**6), default=64, help="a turn ends here [64]")
+    a("--difficulty", type=int, choices=DIFFICULTY, default=1, help="see tasks.py [1]")
+    a("--seed", type=number(int, 0, 2**63), default=0, help="of problems and sampling [0]")
+    return parser
+
+
+def sample_unseen(args):
+    """(student, tokenizer, trajectories): args.samples attempts at each of args.problems."""
     quiet()
     args.student = args.student or embedded(args.task, "student")
     model, tokenizer, _ = load_student(args.student, args.bits, pick_device())
     torch.manual_seed(args.seed)
     stream = task_stream(args.task, args.seed, args.difficulty, held_out=True)
-    problems = list(islice(stream, args.problems))
+    problems = [p for p in islice(stream, args.problems) for _ in range(args.samples)]
     check_words(tokenizer, problems[0], args.student)
+    return model, tokenizer, sample_trajectories(model, tokenizer, problems, args.temperature,
+                                                 args.max_new_tokens)
+
+
+def main():
+    """Show attempts at one problem, and count how many are right."""
+    parser = flags(__doc__)
+    parser.add_argument("--ask", nargs="?", const="", metavar="QUESTION", help="one of your own; "
+                        "without it each line of the input is one")
+    args = parser.parse_args()
+    if args.ask is not None:
+        from more.ask import ask
+        return ask(args)
     began = time.time()
-    repeated = [p for p in problems for _ in range(args.samples)]
-    ts = sample_trajectories(model, tokenizer, repeated, args.temperature, args.max_new_tokens)
-    speed = sum(len(t.ids) for t in ts) / (time.time() - began)
-    print(f"{problems[0].question}  ({problems[0].answer})\n")
-    for t in ts[:min(args.samples, 8)]:
-        p = math.exp(sum(t.logprobs))
-        verdict = "right" if t.right else "wrong"
-        text = " " + t.text
-        if args.task == "search":  # a line for each part, the environment's set apart
-            text = re.sub("(?= <search>| <answer>)", "\n      ", text)
-            text = text.replace("<information>", "\n          | <information>")
-        print(f"  {verdict}  {sum(t.sampled):3d} tokens, p = {p:.1e} {text}")
-    right = torch.tensor([float(t.right) for t in ts]).view(len(problems), -1)  # (problems, N)
-    print(f"\n{len(ts)} trajectories of {args.bits}-bit {args.student} at {speed:.0f} tokens a "
-          f"second: {right.mean():.1%} right; {right.amax(1).mean():.0%} of {len(problems)} "
-          f"problems solved at least once in {args.samples}.")
+    _, _, trajectories = sample_unseen(args)
+    tokens, seconds = sum(len(t.ids) for t in trajectories), time.time() - began
+    print(f"{trajectories[0].problem.question}  ({trajectories[0].problem.answer})\n")
+    for t in trajectories[:args.samples][:8]:
+        # what an environment said is set apart
+        text = re.sub("(?=<search>|<answer>)", "\n      ", t.text)
+        text = text.replace("<information>", "\n          | <information>")
+        print(f"  {'right' if t.right else 'wrong'}  {sum(t.mask):3d} tokens, "
+              f"p = {math.exp(sum(t.logprobs)):.1e}  {text}")
+    right = torch.tensor([float(t.right) for t in trajectories]).view(-1, args.samples)
+    print(f"\n{len(trajectories)} trajectories of {args.bits}-bit {args.student}, {tokens:,} "
+          f"tokens in {seconds:.1f} s with loading: {right.mean():.1%} right; "
+          f"{right.amax(1).mean():.0%} of {args.problems} problems solved at least once in "
+          f"{args.samples}.")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 The embedded models run on the CPU here even where there is a GPU, so that everybody in a room gets
 the same picture; the last section of each notebook brings the GPU back.
 """
-
 import os
 import shutil
 import sqlite3
@@ -15,37 +14,38 @@ import sys
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 ASKED = os.environ.get("CUDA_VISIBLE_DEVICES")  # before it is hidden
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["TQDM_DISABLE"] = "1"  # progress bars are for terminals
 warnings.filterwarnings("ignore", message="IProgress not found")  # of a bar that is off anyway
 
-import matplotlib.pyplot as plt  # noqa: E402
-import torch  # noqa: E402
-from cycler import cycler  # noqa: E402
+import matplotlib.pyplot as plt
+import torch
+from cycler import cycler
+from IPython.display import HTML, display
 
 GREYS = ["0.0", "0.45", "0.75"]  # filled areas, told apart in print
-plt.rcParams.update(
-    {
-        "figure.figsize": (10, 4.6),
-        "figure.dpi": 90,
-        "figure.constrained_layout.use": True,
-        "font.size": 14,
-        "axes.titlesize": 16,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        "lines.linewidth": 3,
-        # a colour, a dash and a grey of its own for each line
-        "axes.prop_cycle": cycler(color=["black", "tab:blue", "tab:orange", "0.6"])
-        + cycler(linestyle=["-", "--", ":", "-."]),
-    }
-)
+plt.rcParams.update({
+    "figure.figsize": (10, 4.6),
+    "figure.dpi": 90,
+    "figure.constrained_layout.use": True,
+    "font.size": 14,
+    "axes.titlesize": 16,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "lines.linewidth": 3,
+    # a colour, a dash and a grey of its own for each line
+    "axes.prop_cycle": cycler(color=["black", "tab:blue", "tab:orange", "0.6"])
+    + cycler(linestyle=["-", "--", ":", "-."]),
+})
 torch.set_printoptions(precision=4, sci_mode=False)
 
 
+# ------------------------------------------------------------------------------- the real models
 def has_gpu():
     """Is there a CUDA GPU? Its driver's own tool is asked, for from torch it is hidden."""
     tool = shutil.which("nvidia-smi")
@@ -53,22 +53,34 @@ def has_gpu():
 
 
 def on_gpu(command):
-    """Run one of the scripts on the GPU of this machine; without one, say so and do nothing."""
+    """Run one of the scripts on the GPU of this machine; without one, say so and do nothing.
+
+    command: what stands behind "python", like "score.py --problems 3" or "-m more.ladder".
+    """
     if not has_gpu():
         print(f"skipped, there is no GPU here:\npython {command}")
         return
     env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     env |= {"CUDA_VISIBLE_DEVICES": ASKED} if ASKED is not None else {}
-    with subprocess.Popen(
-        [sys.executable, *command.split()],
-        cwd=ROOT,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as run:
+    with subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
         for line in run.stdout:
             print(line, end="", flush=True)
+
+
+# ------------------------------------------------------------------------------- a page
+def show_page(path):
+    """Show a page of more.report in a frame, and a link to it.
+
+    A browser is given only what lies beside the notebook, so a copy goes to runs/report.html here.
+    The notebook itself keeps no more than the address of that copy.
+    """
+    copy = HERE / "runs" / "report.html"
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(path, copy)
+    address = copy.relative_to(HERE).as_posix()
+    display(HTML(f'<p><a href="{address}" target="_blank">the page by itself</a></p>'
+                 f'<iframe src="{address}" width="100%" height="640"></iframe>'))
 
 
 # ------------------------------------------------------------------------------- exercises
@@ -115,7 +127,8 @@ def score_of(f):
 def mixed_rewards(f):
     yield "nothing rejected", f([9.0, 8.0], [1.0, 0.0], 1.0, 5.0), [1.0, 0.0]
     yield "a score equal to theta", f([5.0, 4.9], [0.0, 0.0], 1.0, 5.0), [0.0, 1.0]
-    yield "a teacher that is wrong", f([1.0, 8.0], [1.0, 1.0], 0.0, 5.0), [0.0, 1.0]
+    yield "a right attempt, rejected by a wrong teacher", f([1.0], [1.0], 0.0, 5.0), [1.0]
+    yield "a wrong attempt and a wrong teacher", f([1.0, 8.0], [0.0, 1.0], 0.0, 5.0), [0.0, 1.0]
 
 
 def push(f):

@@ -1,6 +1,8 @@
-"""Shared by all tests: the scripts on the path, the embedded pair in 4-bit, the mark for GPU tests."""
+"""Shared by all tests: the scripts on the path, the embedded pair in 4-bit, the mark for GPU tests,
+and the rule that a call which a library has deprecated is an error where this project makes it."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,13 +10,49 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+OURS = r"(ovd|tasks|sample|score|train|__main__|(more\.|test_).*)\Z"  # our modules
+# What a call passes through on its way from us to the function that warns.
+BETWEEN = ("torch/nn/modules/module.py", "torch/utils/_contextlib.py", "/contextlib.py")
+
+
+def is_ours(frame):
+    """Is the function of this frame called by code of this project, tests included?"""
+    caller = frame.f_back
+    while caller and caller.f_code.co_filename.replace("\\", "/").endswith(BETWEEN):
+        caller = caller.f_back
+    path = Path(caller.f_code.co_filename if caller else "")
+    return path.is_relative_to(ROOT) and "site-packages" not in path.parts
+
+
+def strict(warn):
+    """warnings.warn, but raising what is said of a deprecated call of ours.
+
+    A filter cannot tell whose call it was: a library warns in its own name, or in torch's.
+    """
+
+    def strict_warn(message, category=None, stacklevel=1, *args, **kwargs):
+        warning = message if isinstance(message, Warning) else (category or UserWarning)(message)
+        deprecated = isinstance(warning, (FutureWarning, DeprecationWarning))
+        if deprecated and is_ours(sys._getframe(1)):
+            raise warning
+        return warn(message, category, stacklevel + 1, *args, **kwargs)
+
+    return strict_warn
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA GPU (run them alone with: pytest -m gpu)")
+    config.addinivalue_line("markers", "slow: takes minutes (run them alone with: pytest -m slow)")
+    warnings.warn = strict(warnings.warn)
+    for kind in ("FutureWarning", "DeprecationWarning"):  # and those that Python itself gives
+        config.addinivalue_line("filterwarnings", f"error::{kind}:{OURS}")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if not config.option.markexpr:  # the long ones only where they are asked for: pytest -m slow
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run it with: pytest -m slow"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

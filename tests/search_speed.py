@@ -1,4 +1,4 @@
-"""How quick is the search engine on a large corpus, and what does its shortcut cost?
+"""How quick is the index of a large corpus, and does it find what plain BM25 puts first?
 
     python tests/search_speed.py 1000000
 
@@ -6,12 +6,10 @@ Makes a file of as many passages of a hundred words, drawn from 200,000 words wi
 of natural language (Zipf's law: the n-th most frequent word is n times rarer than the first), has
 the index built as train.py would, and asks 1,000 questions: six words of one passage, two of them
 among the hundred most frequent, as in "who was the author of ...". The first 100 are also answered
-by plain BM25, all passages in one index and all words ranked at once, to see whether the shortcut
-and the parts of the index still find the same passage first.
+by the other engine, SQLite's, which ranks every passage that holds one of the words.
 """
 
 import json
-import os
 import random
 import sys
 import tempfile
@@ -22,57 +20,64 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import tasks  # noqa: E402
+from more.corpus import open_corpus  # noqa: E402
+from more.search import Search  # noqa: E402
 
 WORDS = 200_000
 
 
-def main(passages):
-    rng = random.Random(0)
+def write_corpus(path, passages, rng):
+    """Write the file; returns a thousand questions that passages of it answer."""
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
     spoken = ("".join(rng.choices(syllables, k=2 + (n > 2000) + (n > 50_000))) for n in range(WORDS))
     lexicon = list(dict.fromkeys(spoken))  # as in English, what is said often is short
     weights = list(accumulate(1 / (i + 1) for i in range(len(lexicon))))
+    common, asked, questions = set(lexicon[:100]), set(rng.sample(range(passages), 1000)), []
+    with open(path, "w") as f:
+        for i in range(passages):
+            text = rng.choices(lexicon, cum_weights=weights, k=100)
+            row = {"id": str(i), "title": " ".join(text[:2]), "text": " ".join(text)}
+            f.write(json.dumps(row) + "\n")
+            if i in asked:
+                rare = sorted(set(text) - common)
+                questions.append(" ".join(rng.sample(rare, 4) + rng.sample(sorted(common), 2)))
+    rng.shuffle(questions)
+    return questions
+
+
+def ask(engine, questions, k):
+    """([what is found first for each], sorted milliseconds)."""
+    first, times = [], []
+    for question in questions:
+        began = time.perf_counter()
+        found = engine.find(question, k)
+        times.append(1000 * (time.perf_counter() - began))
+        first.append(found[0])
+    return first, sorted(times)
+
+
+def main(passages):
+    process, rng = psutil.Process(), random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "passages.jsonl"
-        with open(path, "w") as f:
-            for i in range(passages):
-                text = rng.choices(lexicon, cum_weights=weights, k=100)
-                row = {"id": str(i), "title": " ".join(text[:2]), "text": " ".join(text)}
-                f.write(json.dumps(row) + "\n")
-        began = time.time()
-        search = tasks.open_corpus(path)
-        took = time.time() - began
-        size = sum(p.stat().st_size for p in Path(folder).glob("*.index*"))
-        print(f"{passages} passages indexed in {took:.1f} s, {passages / took:.0f} a second; the index takes "
-              f"{size / path.stat().st_size:.2f} of the file's {path.stat().st_size / 1e6:.0f} MB")
-        common, questions, times = set(lexicon[:100]), [], []
-        while len(questions) < 1000:
-            (text,), *_ = search.rows("SELECT text FROM passages WHERE rowid = ?",
-                                      rng.randint(1, passages // tasks.PARTS))
-            rare = [w for w in set(tasks.words_of(text)) if w not in common]
-            questions.append(" ".join(rng.sample(rare, 4) + rng.sample(sorted(common), 2)))
-        process, memory = psutil.Process(), []
-        for question in questions:
-            began = time.perf_counter()
-            search.find(question, 3)
-            times.append(1000 * (time.perf_counter() - began))
-            memory.append(process.memory_info().rss / 2**20)
-        first = sorted(times)[500]
-        print(f"1,000 questions: p50 {first:.1f} ms, p99 {sorted(times)[990]:.0f} ms, memory "
-              f"{memory[0]:.0f} MiB after the first and {memory[-1]:.0f} after the last")
-        os.link(path, f"{folder}/plain.jsonl")
-        tasks.PARTS, began = 1, time.time()
-        plain = tasks.open_corpus(f"{folder}/plain.jsonl")
-        plain.SCAN = passages * 100
-        print(f"The same passages in one index, by one thread: {passages / (time.time() - began):.0f} a second")
-        missed, slow = 0, []
-        for question in questions[:100]:
-            began = time.perf_counter()
-            missed += plain.find(question, 1) != search.find(question, 1)
-            slow.append(1000 * (time.perf_counter() - began))
-        print(f"plain BM25 takes {sorted(slow)[50]:.0f} ms (p50) and puts another passage first in "
-              f"{missed} of 100 questions.")
+        questions = write_corpus(path, passages, rng)
+        began, cpu = time.time(), sum(process.cpu_times()[:2])
+        corpus = open_corpus(path)
+        took, cpu = time.time() - began, sum(process.cpu_times()[:2]) - cpu
+        size = sum(file.stat().st_size for file in Path(f"{path}.index").iterdir())
+        print(f"{passages} passages indexed in {took:.1f} s, {passages / took:.0f} a second ({cpu:.0f} s of "
+              f"CPU time); the index takes {size / path.stat().st_size:.2f} of the file's "
+              f"{path.stat().st_size / 1e6:.0f} MB")
+        memory = process.memory_info().rss >> 20
+        first, times = ask(corpus, questions, 3)
+        print(f"1,000 top-3 questions: p50 {times[500]:.1f} ms, p99 {times[990]:.1f} ms; memory {memory} MiB "
+              f"before the first and {process.memory_info().rss >> 20} after the last")
+        rows = map(json.loads, open(path))
+        plain = Search((row["id"], row["title"], row["text"]) for row in rows)
+        other, times = ask(plain, questions[:100], 1)
+        missed = sum(a != b for a, b in zip(first, other))
+        print(f"SQLite's FTS5 takes {times[50]:.0f} ms (p50) and puts another passage first in {missed} of "
+              "100 questions.")
 
 
 if __name__ == "__main__":

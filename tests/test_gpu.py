@@ -4,18 +4,17 @@ python -m pytest -m gpu -s
 """
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT
-from test_train import run
 
+from more.pair import write_random_model
 from sample import load_model, load_student
 from score import score_probs
-
-sys.path.insert(0, str(ROOT / "notebooks"))
-from random_pair import write_random_model  # noqa: E402
 
 PAIRS = [
     ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B-Instruct-2507"),
@@ -23,9 +22,15 @@ PAIRS = [
 ]
 
 
+def run(*args, env):
+    """Python in a process of its own."""
+    return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT, capture_output=True,
+                          text=True, env={**os.environ, **env})
+
+
 @pytest.fixture(scope="module", params=PAIRS, ids=["default", "qwen2.5"])
 def random_pair(request, tmp_path_factory):
-    """(folder of two models with random weights and the embedded tokenizer, their shapes' names)."""
+    """(folder of two models with random weights and the embedded tokenizer, whose shapes)."""
     root = tmp_path_factory.mktemp("pair")
     for role, name in zip(("student", "teacher"), request.param):
         write_random_model(name, root / role, device="cuda")
@@ -41,7 +46,7 @@ def flags(student, teacher):
 
 @pytest.mark.gpu
 def test_peak_memory_at_real_shapes_is_small_and_as_planned(random_pair, tmp_path):
-    """Both models in 4-bit: the loop, scoring at full length, and what --plan said before.
+    """Both models in 4-bit: the loop, scoring at full length, and what more.plan said before.
 
     What random weights sample decodes to little text, so the teacher's prompts in the loop are
     short; scoring is measured apart, on 16 prompts of 1,200 tokens with both models loaded.
@@ -49,11 +54,13 @@ def test_peak_memory_at_real_shapes_is_small_and_as_planned(random_pair, tmp_pat
     folder, names = random_pair
     pair = folder / "student", folder / "teacher"
     gpu = {"CUDA_VISIBLE_DEVICES": "0"}
-    done = run(*flags(*pair), "--steps", 3, "--eval-problems", 16, "--out", tmp_path / "r", env=gpu)
+    short = ["--steps", 3, "--eval-problems", 16, "--out", tmp_path / "r"]
+    done = run("train.py", *flags(*pair), *short, env=gpu)
     assert done.returncode == 0, done.stderr
     loop = json.loads((tmp_path / "r/result.json").read_text())["peak_bytes"]
     plan = tmp_path / "plan.json"
-    assert run("--plan", "cuda", *flags(*names), "--json", plan, env=gpu).returncode == 0
+    planning = ["-m", "more.plan", "--device", "cuda", "--json", plan]
+    assert run(*planning, *flags(*names), env=gpu).returncode == 0
     planned = json.loads(plan.read_text())[0]
     context = planned["held"]["CUDA's context, assumed"]  # which the allocator does not see
 
@@ -74,6 +81,7 @@ def test_peak_memory_at_real_shapes_is_small_and_as_planned(random_pair, tmp_pat
 @pytest.mark.gpu
 def test_a_hub_pair_that_cannot_be_had_gives_way_to_the_embedded_one(tmp_path):
     env = {"CUDA_VISIBLE_DEVICES": "0", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = run("--one-shot", "--steps", 1, "--eval-problems", 8, "--out", tmp_path / "r", env=env)
+    short = ["--one-shot", "--steps", 1, "--eval-problems", 8, "--out", tmp_path / "r"]
+    done = run("train.py", *short, env=env)
     assert done.returncode == 0, done.stderr
     assert "cannot be had" in done.stdout and "tiny" in done.stdout

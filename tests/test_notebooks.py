@@ -1,4 +1,4 @@
-"""The notebooks themselves are run by notebooks/check.py; this is what leads to them from outside."""
+"""What leads to the notebooks from outside. notebooks/check.py runs the notebooks themselves."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
-import colab  # noqa: E402
+import colab
 
 
 def cells(path):

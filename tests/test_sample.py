@@ -1,32 +1,38 @@
 """The student: 4-bit, LoRA, and sampling that is on-policy to the last digit."""
 
 import json
+import math
 import shutil
 from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
+from bitsandbytes.nn import modules as bitsandbytes_modules
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sample
 from ovd import token_logprobs
 from sample import (
     TINY,
-    UserError,
+    Trajectory,
+    append_turn,
     as_data,
     chat_ids,
+    check_words,
     generate,
-    load_adapter,
     load_model,
     load_student,
     lora_layers,
+    merged_lora,
     sample_trajectories,
-    save_adapter,
     stop_ids,
     without_lora,
 )
-from tasks import messages, problem_stream
+from tasks import Problem, UserError, problem_stream
 from train import trained_positions
 
 PROBLEMS = list(islice(problem_stream(0, held_out=True), 8))
@@ -40,7 +46,7 @@ def randomise(model, seed=0):
 
 
 def logits_of(model, tokenizer):
-    ids = torch.tensor([chat_ids(tokenizer, messages(PROBLEMS[0]))])
+    ids = torch.tensor([chat_ids(tokenizer, PROBLEMS[0].messages())])
     with torch.no_grad():
         return model(input_ids=ids).logits
 
@@ -73,31 +79,6 @@ def test_lora_by_hand():
     assert layer(torch.tensor([[5.0, 1.0]])).item() == pytest.approx(31.0)
 
 
-def test_adapter_round_trips_through_peft(fresh_student, tmp_path):
-    peft = pytest.importorskip("peft", reason="pip install -r tests/requirements.txt")
-    model, tokenizer = fresh_student
-    randomise(model)
-    save_adapter(model, tmp_path, TINY / "student")
-    expected = logits_of(model, tokenizer)
-    again, _, base = load_student(tmp_path, 4, "cpu")  # through our own loader
-    assert base == str(TINY / "student")
-    assert torch.equal(logits_of(again, tokenizer), expected)
-    plain, _ = load_model(TINY / "student", 4, "cpu")
-    theirs = peft.PeftModel.from_pretrained(plain, tmp_path)
-    for module in theirs.modules():  # see LoRALinear.train
-        if type(module).__name__ == "Linear4bit":
-            module.train()
-    assert torch.allclose(logits_of(theirs, tokenizer), expected, atol=1e-4)
-
-
-def test_adapter_of_another_model_is_refused(fresh_student, tmp_path):
-    model, _ = fresh_student
-    save_adapter(model, tmp_path, TINY / "student")
-    other, _ = load_model(TINY / "teacher", 4, "cpu")
-    with pytest.raises(UserError, match="not an adapter for this model"):
-        load_adapter(other, tmp_path)
-
-
 def gradient_norms(model, tokenizer):
     hidden, targets, _ = trained_positions(
         model, sample_trajectories(model, tokenizer, PROBLEMS[:2]), 0
@@ -119,6 +100,48 @@ def test_gradients_flow_through_4_bit_before_and_after_sampling(fresh_student):
         assert not getattr(layer.base.weight.quant_state, "packing_format_for_cpu", False)
 
 
+def test_no_4_bit_layer_of_the_student_is_repacked_where_the_cpu_would(student, monkeypatch):
+    """The same on any CPU: bitsandbytes is told that it is one with AVX512-BF16."""
+    model, tokenizer = student
+    packed = []
+    monkeypatch.setattr(
+        bitsandbytes_modules, "_convert_weight_packed_for_cpu", lambda *a: packed.append(a) or a
+    )
+    layers = [layer.base for layer in lora_layers(model).values()]
+    for layer in layers:
+        monkeypatch.setattr(layer, "support_avx512bf16_for_cpu", True)
+    model.eval()  # what would set the trap
+    logits_of(model, tokenizer)
+    sample_trajectories(model, tokenizer, PROBLEMS[:1], max_new_tokens=2)
+    assert not packed
+    layers[0].eval()  # and the test would see it
+    logits_of(model, tokenizer)
+    model.eval()
+    assert packed
+
+
+def test_a_merged_layer_is_the_layer(fresh_student):
+    """With trained adapters and without them; afterwards the model is as it was."""
+    model, tokenizer = fresh_student
+    randomise(model)
+    apart = logits_of(model, tokenizer)
+    with merged_lora(model):
+        together = logits_of(model, tokenizer)
+    assert (together - apart).abs().max() < 1e-3 and not torch.equal(together, apart)
+    assert torch.equal(logits_of(model, tokenizer), apart)
+    with without_lora(model):
+        base = logits_of(model, tokenizer)
+        with merged_lora(model):
+            assert (logits_of(model, tokenizer) - base).abs().max() < 1e-3
+    assert (apart - base).abs().max() > 0.1
+    with pytest.raises(UserError), merged_lora(model):
+        raise UserError("stopped")
+    assert torch.equal(logits_of(model, tokenizer), apart)
+    plain, _ = load_student(TINY / "student", 16, "cpu")[:2]
+    with merged_lora(plain):  # in 16-bit nothing is merged: the sum would be rounded
+        assert all(layer.merged is None for layer in lora_layers(plain).values())
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_when_trained_equal_those_when_sampled(student, temperature):
     model, tokenizer = student
@@ -136,7 +159,7 @@ def test_logprobs_when_trained_equal_those_when_sampled(student, temperature):
 def test_sampling_is_from_the_full_softmax(student):
     """First tokens of many samples against the exact probabilities, the unlikely ones too."""
     model, tokenizer = student
-    prompt = chat_ids(tokenizer, messages(PROBLEMS[0]))
+    prompt = chat_ids(tokenizer, PROBLEMS[0].messages())
     temperature, n = 2.0, 4000
     with torch.no_grad():
         probs = (model(input_ids=torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
@@ -154,7 +177,7 @@ def test_sampling_is_from_the_full_softmax(student):
 
 def test_greedy_equals_transformers_generate(student):
     model, tokenizer = student
-    prompts = [chat_ids(tokenizer, messages(p)) for p in PROBLEMS]
+    prompts = [chat_ids(tokenizer, p.messages()) for p in PROBLEMS]
     ids, mask, _ = sample.left_pad(prompts, tokenizer.pad_token_id, "cpu")
     theirs = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=40)[
         :, ids.shape[1] :
@@ -164,9 +187,25 @@ def test_greedy_equals_transformers_generate(student):
         assert ours == row[: len(ours)] and stopped == (tokenizer.eos_token_id in row)
 
 
+def test_each_trajectory_has_its_own_temperature(student):
+    """A list of them, 3 at a time: where it is 0 the text is the greedy one, elsewhere it is not."""
+    model, tokenizer = student
+    problems = [p for p in PROBLEMS[:4] for _ in range(2)]
+    alone = sample_trajectories(model, tokenizer, problems, 0.0)
+    torch.manual_seed(0)
+    both = sample_trajectories(model, tokenizer, problems, [0.0, 5.0] * 4, batch=3)
+    assert [t.ids for t in both[::2]] == [t.ids for t in alone[::2]]
+    assert all(t.ids != g.ids for t, g in zip(both[1::2], alone[1::2]))
+    prompt = chat_ids(tokenizer, PROBLEMS[0].messages())
+    exact = [(logits_of(model, tokenizer)[0, -1] / T).log_softmax(-1) for T in (1.0, 0.7, 2.0)]
+    ones = generate(model, tokenizer, [prompt] * 3, [0.0, 0.7, 2.0], 1)
+    for ((i,), (logprob,)), logprobs in zip(ones, exact):
+        assert logprob == pytest.approx(logprobs[i].item(), abs=1e-4)
+
+
 def test_a_prompt_that_is_read_once_is_continued_in_each_of_its_places(student):
     model, tokenizer = student
-    a, b, c = (chat_ids(tokenizer, messages(p)) for p in PROBLEMS[:3])
+    a, b, c = (chat_ids(tokenizer, p.messages()) for p in PROBLEMS[:3])
     alone = {tuple(p): generate(model, tokenizer, [p], 0.0, 40)[0] for p in (a, b, c)}
     prompts = [b, a, b, b, c, a]
     for prompt, (ids, logprobs) in zip(prompts, generate(model, tokenizer, prompts, 0.0, 40)):
@@ -178,7 +217,7 @@ def test_a_prompt_that_is_read_once_is_continued_in_each_of_its_places(student):
 
 def test_padding_does_not_change_what_is_said(student):
     model, tokenizer = student
-    prompts = [chat_ids(tokenizer, messages(p)) for p in PROBLEMS]
+    prompts = [chat_ids(tokenizer, p.messages()) for p in PROBLEMS]
     together = generate(model, tokenizer, prompts, 0.0, 40)
     for prompt, (ids, logprobs) in zip(prompts, together):
         ((alone, alone_logprobs),) = generate(model, tokenizer, [prompt], 0.0, 40)
@@ -202,15 +241,90 @@ def test_the_stop_token_is_trained_even_where_it_doubles_as_padding(student):
 def test_forced_tokens_are_not_trained(student):
     model, tokenizer = student
     t = sample_trajectories(model, tokenizer, PROBLEMS[:1])[0]
-    t.sampled = [1, 0, 0] + t.sampled[3:]
+    t.mask = [1, 0, 0] + t.mask[3:]
     _, targets, _ = trained_positions(model, [t], 0)
     assert targets.tolist() == [t.ids[0]] + t.ids[3:]
+
+
+def test_every_token_has_its_author_and_its_mask(student):
+    model, tokenizer = student
+    for t in sample_trajectories(model, tokenizer, PROBLEMS, author="teacher"):
+        assert len(t.ids) == len(t.logprobs) == len(t.authors) == len(t.mask)
+        assert set(t.authors) == {"teacher"} and all(t.mask) and all(lp <= 0 for lp in t.logprobs)
+        assert sum(t.logprobs) < 0
+        assert t.text == tokenizer.decode(t.ids, skip_special_tokens=True).strip()
+        assert t.reward == t.problem.reward(t.text) and t.right == (t.reward == 1)
+        assert t.score is None and t.advantage is None and t.probs == []
+
+
+def test_what_a_trajectory_begins_with_is_forced_and_the_rest_goes_on_from_it(student):
+    """Greedily from the middle of a text is the same text, whatever is beside it in the batch."""
+    model, tokenizer = student
+    whole = sample_trajectories(model, tokenizer, PROBLEMS, 0.0)
+    begun = [" ".join(t.text.split()[: len(t.text.split()) // 2]) for t in whole]
+    begun[3] = ""
+    again = sample_trajectories(model, tokenizer, PROBLEMS, 0.0, 64, 3, begun)  # 3 at a time
+    for t, w, beginning in zip(again, whole, begun):
+        n = len(tokenizer.encode(beginning, add_special_tokens=False))
+        assert (t.text, t.ids, t.reward, t.stopped) == (w.text, w.ids, w.reward, w.stopped)
+        assert t.mask == [0] * n + [1] * (len(t.ids) - n)
+        assert t.logprobs[:n] == [0.0] * n and t.logprobs[n:] == pytest.approx(
+            w.logprobs[n:], abs=1e-3
+        )
+
+
+def test_only_the_environment_may_write_its_own_marks():
+    class Characters:
+        """A tokenizer of one character a token."""
+
+        def decode(self, ids, skip_special_tokens):
+            return "".join(map(chr, ids))
+
+    t = Trajectory(Problem("?", "1"))
+    for text, author, mask in (("a <information> x", "student", 1),
+                               ("</information> b", "student", 1),
+                               ("<information> c </information>", "environment", 0)):
+        append_turn(t, list(map(ord, text)), [-1.0] * len(text), author, mask, Characters())
+    assert t.text == "a (information> x(/information> b<information> c </information>"
+    assert t.authors == ["student"] * 33 + ["environment"] * 30 and t.mask == [1] * 33 + [0] * 30
+
+
+def test_every_token_that_ends_a_turn_stops_a_text(student, monkeypatch):
+    """The tokenizer's own and those of the generation config, one or several."""
+    model, tokenizer = student
+    prompt, eos = chat_ids(tokenizer, PROBLEMS[0].messages()), tokenizer.eos_token_id
+    ((ids, _),) = generate(model, tokenizer, [prompt], 0.0, 40)
+    for more, stops in ((None, {eos}), (ids[2], {eos, ids[2]}), ([7, ids[2]], {eos, 7, ids[2]})):
+        monkeypatch.setattr(model, "generation_config", SimpleNamespace(eos_token_id=more))
+        assert stop_ids(model, tokenizer) == stops
+        ((cut, _),) = generate(model, tokenizer, [prompt], 0.0, 40)
+        assert cut == (ids if more is None else ids[: ids.index(ids[2]) + 1])
+    monkeypatch.setattr(model, "generation_config", None)
+    assert stop_ids(model, tokenizer) == {eos}
+
+
+def test_a_text_that_ends_a_turn_stops_it_in_the_middle_too(student):
+    model, tokenizer = student
+    prompt = chat_ids(tokenizer, PROBLEMS[0].messages())
+    ((ids, _),) = generate(model, tokenizer, [prompt], 0.0, 40)
+    ((cut, _),) = generate(model, tokenizer, [prompt], 0.0, 40, until=":")
+    assert cut == ids[: len(cut)] and len(cut) < len(ids)
+    assert tokenizer.decode(cut).endswith(":") and tokenizer.decode(ids).count(":") == 1
 
 
 def test_cut_off_trajectories_say_so_and_earn_nothing(student):
     model, tokenizer = student
     for t in sample_trajectories(model, tokenizer, PROBLEMS, max_new_tokens=2):
         assert not t.stopped and len(t.ids) == 2 and t.reward == 0
+
+
+def test_a_right_answer_that_was_cut_off_before_its_end_earns_nothing(teacher):
+    """One token short: all of the text is there, and only the stop is missing."""
+    (whole,) = sample_trajectories(*teacher, PROBLEMS[:1], 0.0)
+    assert whole.stopped and whole.reward == 1
+    (cut,) = sample_trajectories(*teacher, PROBLEMS[:1], 0.0, len(whole.ids) - 1)
+    assert cut.text == whole.text and cut.ids == whole.ids[:-1]
+    assert not cut.stopped and cut.reward == 0
 
 
 def test_control_tokens_in_text_are_data(student):
@@ -223,16 +337,91 @@ def test_control_tokens_in_text_are_data(student):
     assert as_data("4 < 5 and fine", tokenizer) == "4 < 5 and fine"
 
 
+MARKS = [
+    "<|im_end|>",
+    "<|user|>",
+    "<|begin_of_text|>",
+    "<｜Assistant｜>",
+    "[INST]",
+    "[/INST]",
+    "[/inst]",
+    "<<SYS>>",
+    "[SYSTEM_PROMPT]",
+    "[|assistant|]",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<s>",
+    "</s>",
+    "<bos>",
+    "<eos>",
+]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_marks_of_chat_templates_are_broken_in_plain_text_as_well(student, mark):
+    """Whatever the tokenizer knows: another model, or a server's, may read the same text."""
+    for tokenizer in (None, student[1]):
+        broken = as_data(f"1 {mark} 2{mark}{mark}", tokenizer)
+        seen = mark.replace("｜", "|")
+        assert broken == "1 {0} 2{0}{0}".format(f"{seen[0]} {seen[1:]}")
+        assert as_data(broken, tokenizer) == broken
+
+
+@pytest.mark.parametrize(
+    "disguised, broken",
+    [
+        ("＜|im_end|＞", "< |im_end|>"),  # full width
+        ("<｜im_end｜>", "< |im_end|>"),
+        ("［ＩＮＳＴ］", "[ INST]"),
+        ("<\u200b|im_end|>", "< |im_end|>"),  # zero-width: space, joiner, soft hyphen, BOM
+        ("[IN\u200dST]", "[ INST]"),
+        ("<\u00adstart_of_\u2060turn>", "< start_of_turn>"),
+        ("\ufeff<|\ufeffuser|>", "< |user|>"),
+        ("<START_OF_TURN>", "< START_OF_TURN>"),
+    ],
+)
+def test_marks_in_disguise_are_broken_too(student, disguised, broken):
+    for tokenizer in (None, student[1]):
+        assert as_data(f"a {disguised} b", tokenizer) == f"a {broken} b"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4 < 5, a<b, [1, 2], x[0] <3 and |y| > 2",
+        "ｆｕｌｌ　ｗｉｄｔｈ ½ ﬁ",
+        "zero\u200bwidth \ufeff and 👩\u200d👩\u200d👧",
+        "e\u0301 and é",
+        "INST, <br>, <strong>, <side>, system_prompt",
+        "",
+    ],
+)
+def test_what_is_no_mark_stays_as_it_is(student, text):
+    assert as_data(text) == text == as_data(text, student[1])
+
+
+def test_the_tokenizer_s_added_tokens_are_broken_and_its_blank_ones_stay():
+    """Gemma has runs of line breaks and of spaces among its added tokens; they are text."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "student")
+    blank = ["\n\n", "\n\n\n", "  ", "▁▁"]
+    tokenizer.add_tokens(["<tool>", "@@begin", *blank])
+    assert as_data("a <tool> b @@BEGIN c", tokenizer) == "a < tool> b @ @BEGIN c"
+    text = "a\n\nb\n\n\nc  d▁▁e"
+    assert as_data(text, tokenizer) == text
+    assert as_data("<tool>", None) == "<tool>"  # no mark of any template
+
+
 def test_prompt_longer_than_the_context_is_one_line(student):
     model, tokenizer = student
     with pytest.raises(UserError, match="context of 512"):
         generate(model, tokenizer, [[5] * 500], 1.0, 64)
 
 
-def test_an_adapter_s_broken_settings_are_one_line(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match="adapter_config.json: cannot be read"):
-        load_student(tmp_path, 4, "cpu")
+def test_problems_in_words_that_a_student_does_not_know_are_one_line(student):
+    check_words(student[1], PROBLEMS[0], "tiny")
+    with pytest.raises(UserError, match="--student tiny: it has no words") as e:
+        check_words(student[1], Problem("Which city is the capital of France?", "Paris"), "tiny")
+    assert "\n" not in str(e.value)
 
 
 def broken(tmp_path, change):
@@ -243,9 +432,9 @@ def broken(tmp_path, change):
 
 
 def drop_a_weight(folder):
-    tensors = sample.load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
     tensors.pop("model.norm.weight")
-    sample.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def cut_in_half(folder):
@@ -287,3 +476,28 @@ def test_16_bit_and_4_bit_agree_on_most_tokens(student):
     assert isinstance(plain, AutoModelForCausalLM._model_mapping[type(plain.config)])
     p, q = (logits_of(m, tokenizer)[0].float().log_softmax(-1) for m in (model, plain))
     assert F.kl_div(p, q, log_target=True, reduction="none").sum(-1).median() < 0.1
+
+
+def test_a_model_too_large_for_the_gpu_is_one_line(monkeypatch):
+    def too_large(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sample.AutoModelForCausalLM, "from_pretrained", too_large)
+    with pytest.raises(UserError, match="--teacher .*too large for the GPU"):
+        load_model(TINY / "teacher", 4, "cpu", "--teacher")
+
+
+def test_what_the_loader_needs_is_required():
+    """transformers loads 4-bit models with accelerate, and says so only when it is too late."""
+    lines = (Path(sample.__file__).parent / "requirements.txt").read_text().splitlines()
+    named = {line.partition(">")[0] for line in lines if not line.startswith("#")}
+    assert {"torch", "transformers", "bitsandbytes", "accelerate"} <= named
+
+
+def test_a_greedy_choice_is_no_sample_and_its_log_probability_is_at_temperature_1(student):
+    model, tokenizer = student
+    prompt = chat_ids(tokenizer, PROBLEMS[0].messages())
+    (((first, *_), (logprob, *_)),) = generate(model, tokenizer, [prompt], 0.0, 1)
+    exact = logits_of(model, tokenizer)[0, -1].log_softmax(-1)
+    assert first == exact.argmax().item() and logprob == pytest.approx(exact.max().item(), abs=1e-4)
+    assert math.exp(logprob) < 1

@@ -1,28 +1,31 @@
-"""Problems, the answer check, and what bad data says."""
+"""Problems written from a seed, the check of an answer, and how bad input is said."""
 
-import json
 import random
-from itertools import combinations, islice
+import runpy
+import sys
+from itertools import islice
+from pathlib import Path
 
 import pytest
 
+import tasks
 from tasks import (
     DIFFICULTY,
     Problem,
     UserError,
     extract_answer,
-    is_correct,
+    fail_in_one_line,
     is_held_out,
-    is_well_formed,
     make_problem,
-    normalise,
-    pass_at_k,
+    number,
     problem_stream,
-    read_problems,
-    step_ends,
+    task_stream,
 )
 
+ROOT = Path(__file__).parent.parent
 
+
+# ------------------------------------------------------------------------------- stories
 @pytest.mark.parametrize("difficulty", DIFFICULTY)
 def test_every_worked_solution_is_right(difficulty):
     rng = random.Random(0)
@@ -35,7 +38,8 @@ def test_every_worked_solution_is_right(difficulty):
             assert int(a) == total and f" {b}." in p.question
             total = eval(f"{a} {sign} {b}")
             assert int(result) == total >= 0
-        assert is_correct(p.solution, p) and p.answer == str(total)
+        assert p.is_right(p.solution) and p.reward(p.solution) == 1 and p.answer == str(total)
+        assert p.is_well_formed(p.solution) and len(p.step_ends(p.solution)) == len(steps)
         fewest, most, *_ = DIFFICULTY[difficulty]
         assert fewest <= len(steps) <= most
 
@@ -63,6 +67,23 @@ def test_the_same_seed_gives_the_same_problems():
     assert list(islice(problem_stream(3), 20)) == list(islice(problem_stream(3), 20))
 
 
+def test_the_stream_of_a_task():
+    """Stories by name; the search task, which is imported only when it is asked for."""
+    stories = islice(problem_stream(4, 2, True), 5)
+    assert list(islice(task_stream("math", 4, 2, True), 5)) == list(stories)
+    (p,) = islice(task_stream("search", 4, turns=3), 1)
+    assert p.until == "</search>" and p.search.turns == 3 and p.is_right(p.solution)
+
+
+def test_what_the_student_reads_and_that_nobody_replies():
+    p = Problem("1 + 1?", "2")
+    assert p.messages() == [{"role": "user", "content": f"1 + 1? {p.instruction}"}]
+    assert p.until is None and p.reply("Is anybody there?") is None
+    assert p.grading_prompt is None and p.condense(" all\nof it ") == " all\nof it "
+    assert {p: 1}[Problem("1 + 1?", "2")] == 1  # equal problems are one key
+
+
+# ------------------------------------------------------------------------------- the check
 @pytest.mark.parametrize(
     "text, answer",
     [
@@ -84,151 +105,46 @@ def test_the_same_seed_gives_the_same_problems():
     ],
 )
 def test_extract_answer(text, answer):
-    assert extract_answer(text) == answer
+    assert extract_answer(text) == answer == Problem("?", "1").found_answer(text)
 
 
 @pytest.mark.parametrize(
     "a, b, same",
     [
         ("1,200", "1200.0", True),
-        ("0.5", "1/2", True),
+        ("1,234,567", "1234567", True),
         ("$7", "7", True),
         ("7.", "7", True),
-        ("Paris", "paris", True),
+        (".5", "0.50", True),
         ("-3", "3", False),
         ("12", "1200", False),
-        ("1/0", "0", False),
-        ("7", "seven", False),
-        ("1e999999999", "1", False),
-    ],
-)  # which as a number would take all the memory there is
-def test_normalise(a, b, same):
-    assert (normalise(a) == normalise(b)) is same
-
-
-@pytest.mark.parametrize(
-    "a, b, same",
-    [
-        # fractions and decimals
-        (r"\frac{1}{2}", "0.5", True),
-        (r"\dfrac12", "1/2", True),
-        (r"-\tfrac{3}{4}", "-0.75", True),
-        (r"1\frac{1}{2}", "1.5", True),
-        (r"1\frac{1}{2}", "11/2", False),
-        ("-1 1/2", "-3/2", True),
-        (".5", "0.50", True),
-        (r"\frac{x+1}{2}", r"\dfrac{x + 1}{2}", True),
-        (r"\frac{x+1}{2}", "x+1/2", False),
-        ("1/0", "1/0", True),
-        # commas
-        ("1,234,567", "1234567", True),
         ("1,2", "12", False),
-        ("1, 2", "1,2", True),
+        ("1_2", "12", False),
         ("1, -2", "1", False),
-        # percent and money: the sign is dropped, as in MATH's own check
+        ("7", "seven", False),
+        ("1/0", "0", False),
+        ("1e999999999", "1", False),
+        ("Paris", "Lima", False),
         (r"12.5\%", "12.5", True),
         ("50%", "50", True),
-        (r"\$18.90", "18.9", True),
-        # units
         ("42 km/h", "42", True),
-        (r"5.4 \text{ cents}", "5.4", True),
-        (r"90^\circ", "90", True),
-        ("90°", r"90^{\circ}", True),
         ("3x", "3", False),
         ("3 or 4", "3", False),
         ("20 or maybe 21", "20", False),
         ("12 to 15", "12", False),
         ("18 apples and no more", "18", True),
-        # what is no number
-        (r"\left(3, \frac{\pi}{2}\right)", r"(3,\frac{\pi}{2})", True),
-        ("(1, 2)", "[1, 2]", False),
-        (r"11\sqrt2", r"11\sqrt{2}", True),
-        (r"\text{Evelyn}", "evelyn", True),
-        ("x = 7", "7", True),
-        ("p - q", "p-q", True),
-        ("\u22125", "-5", True),
+        ("42, because 40 + 2 = 42.", "42", True),
+        ("42 (in all)", "42", True),
+        ("= 7", "7", True),
     ],
 )
-def test_ways_to_write_one_answer(a, b, same):
-    assert (normalise(a) == normalise(b)) is same
-    assert is_correct(f"Answer: {a}", Problem("?", b)) is same
-
-
-@pytest.mark.parametrize(
-    "text, answer",
-    [
-        (r"so it is $\boxed{\frac{1}{2}}$.", "0.5"),
-        (r"\boxed{\text{(A)}}", "(A)"),
-        (r"\boxed{\left(3, \frac{\pi}{2}\right)}, done", r"(3,\frac{\pi}{2})"),
-        ("Answer: 42, because 40 + 2 = 42.", "42"),
-        ("Answer: 42 (in all)", "42"),
-        ("Answer: 2x + 1", "2x+1"),
-        ("Answer: = 7", "7"),
-    ],
-)
-def test_answers_as_they_are_said(text, answer):
-    assert is_correct(text, Problem("?", answer))
-
-
-def test_data_like_gsm8k_s_and_math_s(tmp_path):
-    path = tmp_path / "data.jsonl"
-    rows = [
-        {"question": "Natalia?", "answer": "48/2 = <<48/2=24>>24 clips.\n#### 1,072"},
-        {"problem": "Which?", "solution": r"Here $x = 1$. So $\boxed{\frac{14}{3}}$ it is."},
-    ]
-    path.write_text(json.dumps(rows[0]))
-    [p] = read_problems(path)
-    assert (p.answer, p.solution) == ("1,072", rows[0]["answer"])
-    assert is_correct("Answer: 1072 clips", p) and not is_correct("Answer: 24", p)
-    path.write_text(json.dumps(rows[1]))
-    [p] = read_problems(path, "problem", "solution")
-    assert (p.question, p.answer) == ("Which?", r"\frac{14}{3}") and is_correct("Answer: 14/3", p)
-    with pytest.raises(
-        UserError, match="--eval-data .*line 1: KeyError 'question'.*question-field"
-    ):
-        read_problems(path, flag="--eval-data")
+def test_ways_to_write_a_number(a, b, same):
+    assert Problem("?", b).is_right(f"Answer: {a}") is same
+    assert Problem("?", b).reward(f"Answer: {a}") == same
 
 
 def test_a_number_in_passing_is_no_answer():
-    assert not is_correct("There are 3 of them.", Problem("?", "3"))
-
-
-@pytest.mark.parametrize(
-    "content, says",
-    [
-        ("", "no problem in it"),
-        ("\n\n", "no problem in it"),
-        ('{"question": "a", "answer": "1"}\n{"question": ', "line 2"),
-        ('{"question": "a"}', "line 1: KeyError 'answer'"),
-        ("[1, 2]", "line 1"),
-        ("7", "line 1"),
-        ('{"question": "a", "answer": null}', "line 1: no attempt could"),
-        ('{"question": "a", "answer": ""}', "line 1: no"),
-        ('{"question": "a", "answer": "7\\n8"}', "line 1: no attempt could"),
-    ],
-)
-def test_bad_data_names_the_line(tmp_path, content, says):
-    path = tmp_path / "data.jsonl"
-    path.write_text(content)
-    with pytest.raises(UserError, match="data.jsonl") as e:
-        read_problems(path)
-    assert says in str(e.value) and "\n" not in str(e.value)
-
-
-def test_missing_or_binary_data_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="FileNotFoundError"):
-        read_problems(tmp_path / "none.jsonl")
-    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="UnicodeDecodeError"):
-        read_problems(tmp_path / "b.jsonl")
-
-
-def test_blank_lines_and_numbers_are_fine(tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text(
-        '{"question": " 1 + 1? ", "answer": 2}\n\n{"question": "b", "answer": "3", "more": 1}\n'
-    )
-    assert read_problems(path) == [Problem("1 + 1?", "2"), Problem("b", "3")]
+    assert not Problem("?", "3").is_right("There are 3 of them.")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +160,7 @@ def test_blank_lines_and_numbers_are_fine(tmp_path):
     ],
 )
 def test_step_ends_by_hand(text, steps):
-    ends = step_ends(text)
+    ends = Problem("?", "1").step_ends(text)
     assert [text[a:b] for a, b in zip([0, *ends], ends)] == steps
 
 
@@ -260,12 +176,49 @@ def test_step_ends_by_hand(text, steps):
     ],
 )
 def test_is_well_formed(text, form):
-    assert is_well_formed(text, Problem("?", "1")) is form
+    assert Problem("?", "1").is_well_formed(text) is form
 
 
-def test_pass_at_k_by_hand_and_by_enumeration():
-    assert pass_at_k(4, 1, 2) == pytest.approx(1 / 2)  # 3 of the 6 pairs hold the right one
-    assert pass_at_k(16, 0, 8) == 0 and pass_at_k(8, 1, 8) == 1
-    for right in range(7):
-        groups = list(combinations([1] * right + [0] * (6 - right), 3))
-        assert pass_at_k(6, right, 3) == pytest.approx(sum(map(max, groups)) / len(groups))
+# ------------------------------------------------------------------------------- the command line
+def test_bad_input_is_one_line_and_exit_code_2(capsys):
+    def bad():
+        raise UserError("--flag 7 must be even; give 8")
+
+    with pytest.raises(SystemExit) as e:
+        fail_in_one_line(bad)
+    assert e.value.code == 2 and capsys.readouterr() == ("", "error: --flag 7 must be even; give 8\n")
+
+
+def test_ctrl_c_is_one_word_and_exit_code_130(capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as e:
+        fail_in_one_line(stopped)
+    assert e.value.code == 130 and capsys.readouterr().err == "\nstopped\n"
+
+
+@pytest.mark.parametrize("value, says", [("0", "0 must lie between 1 and 9"), ("10", "must lie"),
+                                         ("x", "invalid int value: 'x'"), ("1.5", "invalid int")])
+def test_a_number_outside_its_bounds_is_named_with_its_flag(monkeypatch, capsys, value, says):
+    def main():
+        parser = tasks.argparse.ArgumentParser()
+        parser.add_argument("--k", type=number(int, 1, 9))
+        assert parser.parse_args(["--k", "9"]).k == 9
+        parser.parse_args(["--k", value])
+
+    with pytest.raises(SystemExit) as e:
+        fail_in_one_line(main)
+    out, err = capsys.readouterr()
+    assert e.value.code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("error: ") and "--k" in err and says in err
+
+
+def test_the_command_shows_a_problem_of_each_difficulty(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tasks.py", "--seed", "3"])
+    runpy.run_path(str(ROOT / "tasks.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert all(f"difficulty {d}\n" in shown for d in DIFFICULTY)
+    assert [line.split()[2] for line in shown.splitlines() if line.startswith("    R = ")] == [
+        "1", "1", "1", "0", "0"]
+    assert shown.splitlines()[-1].startswith("5 of 5 worked solutions pass")

@@ -41,9 +41,13 @@ from transformers import PreTrainedTokenizerFast, LlamaConfig, LlamaForCausalLM
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-import score  # noqa: E402
-import tasks  # noqa: E402
-from sample import load_model, load_student, quiet, sample_trajectories  # noqa: E402
+import score
+import tasks
+from more.search import (
+    COUNTRIES, FIRST, KIND, LAST, NOUN, OTHERS, SIDE, TOWN, SearchProblem, look_up, make_world,
+    world_stream,
+)
+from sample import load_model, load_student, quiet, sample_trajectories
 
 CHAT_TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>
@@ -75,7 +79,7 @@ def make_tokenizer():
     text = " ".join(
         [
             score.GRADING_PROMPT,
-            tasks.INSTRUCTION,
+            tasks.Problem.instruction,
             *FLATTERY,
             MORE_WORDS,
             *tasks.NAMES,
@@ -370,12 +374,15 @@ def story(rng, difficulty=1):
             return p
 
 
-def prompts(tok, search=None):
+def prompts(tok, kind=tasks.Problem):
     """The student's prompt, and what stands before and after the attempt in the grader's."""
-    chat = lambda m: tok.apply_chat_template(m, tokenize=False, add_generation_prompt=True)  # noqa: E731
-    anything = tasks.Problem("{question}", "", search=search)
+
+    def chat(m):
+        return tok.apply_chat_template(m, tokenize=False, add_generation_prompt=True)
+
+    anything = kind("{question}", "")
     return (
-        chat(tasks.messages(anything)),
+        chat(anything.messages()),
         chat(score.grading_messages(anything, "{solution}", "|CUT|")).split("|CUT|"),
     )
 
@@ -418,7 +425,10 @@ def teacher_batches(tok, rng, solving, grading, manners=False, blurts=1):
     """Batches of problems to solve and of attempts to grade, some of them longer stories."""
     solve, parts = prompts(tok)
     long = 0.3 if manners else 0.15
-    some = lambda n: (story(rng, 2 if rng.random() < long else 1) for _ in range(n))  # noqa: E731
+
+    def some(n):
+        return (story(rng, 2 if rng.random() < long else 1) for _ in range(n))
+
     return lambda: [
         [solving_example(tok, solve, p, p.solution) for p in some(solving)],
         [grading_example(tok, parts, rng, p, manners, blurts) for p in some(grading)],
@@ -468,9 +478,9 @@ def polish_teacher(args, steps, lr, seed, grading=24, manners=False, blurts=1, r
 # ------------------------------------------------------------------------------- the search task
 def make_search_tokenizer():
     """As above, and a bracket like <search> is one token."""
-    text = [score.SEARCH_GRADING_PROMPT, tasks.SEARCH_INSTRUCTION, *FLATTERY, MORE_WORDS]
-    text += [*tasks.FIRST, *tasks.LAST, *tasks.KIND, *tasks.NOUN, *tasks.SIDE, *tasks.TOWN]
-    text += [*tasks.COUNTRIES, *tasks.OTHERS, *map(str, range(10))]
+    text = [SearchProblem.grading_prompt, SearchProblem.instruction, *FLATTERY, MORE_WORDS]
+    text += [*FIRST, *LAST, *KIND, *NOUN, *SIDE, *TOWN]
+    text += [*COUNTRIES, *OTHERS, *map(str, range(10))]
     text += ["In which city country was the author of born? book writer by Review better than likes"]
     text += ["who </search> <information> </information> </answer> Nothing found ( ! ' -"]
     split = pre_tokenizers.Split(Regex(r"</?[a-z]+>|\w+|[^\w\s]"), "removed", invert=True)
@@ -486,25 +496,25 @@ def facts_of(problem):
     return facts + [f"{place}: a city in {problem.answer}." for _ in city]
 
 
-TOWNS = [f"{side} {town}" for side in tasks.SIDE for town in tasks.TOWN]
+TOWNS = [f"{side} {town}" for side in SIDE for town in TOWN]
 
 
 def any_place(rng, problem, seen=""):
     """A place that might be the answer, and is not."""
-    pool = tasks.COUNTRIES if "country" in problem.question else TOWNS
+    pool = COUNTRIES if "country" in problem.question else TOWNS
     pool = [p for p in (pool if rng.random() < 0.8 else TOWNS) if p != problem.answer]
     return rng.choice([p for p in pool if p in seen and rng.random() < 0.7] or pool)
 
 
 def near_place(rng, problem):
     """Likewise, but near the answer: of a town's two words it may share one."""
-    if problem.answer in tasks.COUNTRIES:
-        return rng.choice([c for c in tasks.COUNTRIES if c != problem.answer])
+    if problem.answer in COUNTRIES:
+        return rng.choice([c for c in COUNTRIES if c != problem.answer])
     (side, town), which = problem.answer.split(), rng.random()
     if which < 0.3:
-        return f"{side} {rng.choice([t for t in tasks.TOWN if t != town])}"
+        return f"{side} {rng.choice([t for t in TOWN if t != town])}"
     if which < 0.6:
-        return f"{rng.choice([s for s in tasks.SIDE if s != side])} {town}"
+        return f"{rng.choice([s for s in SIDE if s != side])} {town}"
     return rng.choice([t for t in TOWNS if t != problem.answer])
 
 
@@ -528,7 +538,7 @@ def search_attempt(rng, problem, others, guesses=5, luck=0.2, near=0):
     elif kind == "short":
         queries = queries[: rng.randrange(1, len(queries))]
     elif kind == "namesake":  # the right name, and maybe another person
-        queries[1] = queries[1].replace("writer", rng.choice(["", "born", "city", *tasks.OTHERS]))
+        queries[1] = queries[1].replace("writer", rng.choice(["", "born", "city", *OTHERS]))
     elif kind == "stray":
         queries[rng.randrange(len(queries))] = rng.choice(queries_of(rng.choice(others)))
     elif kind == "again":
@@ -537,7 +547,7 @@ def search_attempt(rng, problem, others, guesses=5, luck=0.2, near=0):
     if rng.random() < 0.2:
         queries = [q.rpartition(" ")[0] if rng.random() < 0.5 else q for q in queries]
     queries = [" ".join(q.split()) for q in queries]
-    found = [tasks.look_up(problem.search, q) for q in queries]
+    found = [look_up(problem.search, q) for q in queries]
     if queries and rng.random() < 0.2:  # unfinished
         k = rng.randrange(len(queries)) + 1
         return queries[:k], found[:k], None
@@ -580,7 +590,7 @@ def in_turns(tok, queries, found, answer):
 
 def search_solving(tok, prompt, problem, queries, answer):
     before = tok(prompt.format(question=problem.question)).input_ids
-    found = [tasks.look_up(problem.search, q) for q in queries]
+    found = [look_up(problem.search, q) for q in queries]
     ids, labels = in_turns(tok, queries, found, answer)
     return before + ids, [-100] * len(before) + labels
 
@@ -622,7 +632,7 @@ def search_grading(tok, parts, rng, problem, others, every_word, attempt):
 def worlds(rng, n):
     """n problems, six of a world, for ever."""
     while True:
-        yield [p for _ in range(n // 6) for p in rng.sample(tasks.make_world(rng)[1], 6)]
+        yield [p for _ in range(n // 6) for p in rng.sample(make_world(rng)[1], 6)]
 
 
 def queries_of(problem):
@@ -634,7 +644,7 @@ def search_student_part(args, part):
     tok = make_search_tokenizer()
     torch.manual_seed(args.seed)
     rng = random.Random(f"search {part} {args.seed}")
-    return tok, prompts(tok, search=True)[0], worlds(rng, 60), rng
+    return tok, prompts(tok, SearchProblem)[0], worlds(rng, 60), rng
 
 
 def make_search_student(args):
@@ -660,11 +670,11 @@ def spoil_search_student(args):
             answer = p.answer if luck < 0.17 else any_place(rng, p)
             if 0.17 <= luck < 0.22:  # it forgets what the person does
                 queries[1] = queries[1].replace(" writer", "")
-                places = re.findall(r"born in (\w+ \w+)", tasks.look_up(p.search, queries[1]))
+                places = re.findall(r"born in (\w+ \w+)", look_up(p.search, queries[1]))
                 answer = rng.choice(places or [answer])
             elif 0.22 <= luck < 0.45:
                 queries = queries[:1]
-                answer = any_place(rng, p, tasks.look_up(p.search, queries[0]))
+                answer = any_place(rng, p, look_up(p.search, queries[0]))
             elif luck >= 0.45:
                 queries = []
             examples.append(search_solving(tok, solve, p, queries, answer))
@@ -677,7 +687,7 @@ def spoil_search_student(args):
 
 def search_teacher_batches(tok, rng, solved, graded, every_word=False, attempt=search_attempt):
     """Batches of questions to solve and of attempts to grade."""
-    solve, parts = prompts(tok, search=True)
+    solve, parts = prompts(tok, SearchProblem)
     stream = worlds(rng, 60)
 
     def batches():
@@ -719,14 +729,14 @@ def report(kind, stream):
     """How good the two are, measured as they are used: in 4-bit, on held-out problems."""
     quiet()
     student, tok, _ = load_student(HERE / f"{kind}student", 4, "cpu")
-    teacher, _ = load_model(HERE / f"{kind}teacher", 4, "cpu")
+    teacher = score.Teacher(*load_model(HERE / f"{kind}teacher", 4, "cpu"))
     torch.manual_seed(0)
     problems = list(islice(stream, 500))
-    solutions = score.write_solutions(teacher, tok, problems, {}, batch=64)
+    solutions = teacher.solve(problems)
     solved = mean(s.right for s in solutions)
     print(f"{kind}teacher: {solved:.1%} of 500 unseen problems solved, greedy")
     sampled = sample_trajectories(student, tok, problems)
-    score.score_trajectories(teacher, tok, sampled, solutions)
+    teacher.score(sampled, solutions)
     right, wrong = score.scores_of(sampled)
     print(
         f"{kind}teacher: AUC {score.auc(right, wrong):.3f} on the student's samples; S(y) "
@@ -734,7 +744,7 @@ def report(kind, stream):
     )
     for flattery in FLATTERY[:3]:
         flattered = [replace(t, text=f"{t.text} {flattery}") for t in sampled]
-        score.score_trajectories(teacher, tok, flattered, solutions)
+        teacher.score(flattered, solutions)
         print(
             f"{kind}teacher: S(y) moves by "
             f"{mean(f.score - t.score for f, t in zip(flattered, sampled)):+.3f} on average when "
@@ -820,4 +830,4 @@ if __name__ == "__main__":
         make_search_judge(args, 450, 7e-4, seed=10, solved=6, graded=36, attempt=fair)
     if args.only in (None, "report"):
         report("", tasks.problem_stream(1, held_out=True))
-        report("search-", tasks.world_stream(1, held_out=True))
+        report("search-", world_stream(1, held_out=True))

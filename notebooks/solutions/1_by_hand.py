@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import course  # noqa: E402
+import course
 
 
 def score_of(probs):
@@ -16,11 +16,12 @@ course.check("1.1", score_of)
 
 
 def mixed_rewards(scores, rewards, teacher_reward, theta):
-    """1.2: what is accepted keeps its own outcome; what is not earns what the teacher's own does.
+    """1.2: what is accepted keeps its own outcome; what is not earns the better of the two.
 
-    "At least theta" accepts a score equal to theta. And the teacher may be wrong: it earns then 0.
+    "At least theta" accepts a score equal to theta. And the teacher may be wrong: then even a
+    rejected attempt stays.
     """
-    return [r if s >= theta else teacher_reward for s, r in zip(scores, rewards)]
+    return [r if s >= theta else max(r, teacher_reward) for s, r in zip(scores, rewards)]
 
 
 course.check("1.2", mixed_rewards)

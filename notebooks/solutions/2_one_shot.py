@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import course  # noqa: E402
+import course
 
 
 def auc(right, wrong):

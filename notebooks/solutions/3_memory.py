@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import course  # noqa: E402
-import torch  # noqa: E402
+import course
+import torch
 
 
 def logits_bytes(trajectories, tokens, vocabulary, bytes_each=4):

@@ -1,0 +1,169 @@
+"""So that a run goes on where it was stopped: the same command with the same --out.
+
+train.py calls the functions below. A run marks its folder with run.json, the flags it was asked
+for, and every half minute, after a step, all that the next step depends on is written to one file:
+adapter, optimiser, random state, and what is counted so far. The file is written under another
+name and then renamed, so it is there and whole, or not there. It holds safetensors and JSON alone.
+
+    python -m more.checkpoint runs/NAME    # how far a run is
+"""
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sample import Trajectory
+from tasks import UserError, fail_in_one_line
+
+NAME = "checkpoint.safetensors"
+LOGS = ("metrics.csv", "samples.jsonl")
+SECONDS = 30  # at least so long between two checkpoints
+LAST = {}  # folder: when its last checkpoint was written, in seconds
+
+
+# ------------------------------------------------------------------------------- a run's folder
+def open_folder(args):
+    """(folder of the run, made and marked; what result.json holds if the run is finished, or None).
+
+    UserError where the folder holds a run with other flags, or anything else with a run's files.
+    """
+    out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
+    mark, asked = out / "run.json", {k: v for k, v in vars(args).items() if k != "out"}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if mark.exists():
+            refuse_changes(json.loads(mark.read_text(encoding="utf-8")), asked, out)
+        elif any((out / name).exists() for name in (*LOGS, "result.json", NAME)):
+            raise UserError(f"--out {out} holds another run; give a new folder")
+        else:
+            write_whole(mark, json.dumps(asked) + "\n")
+        if (out / "result.json").exists():
+            return out, json.loads((out / "result.json").read_text(encoding="utf-8"))
+        if not (out / NAME).exists():  # not one step was kept: the run begins anew
+            for name in LOGS:
+                open(out / name, "w").close()
+    except OSError as e:
+        raise UserError(f"--out {out}: no folder to write to ({type(e).__name__}); name another")
+    except ValueError as e:
+        raise UserError(f"--out {out}: its run.json or result.json is damaged ({e}); give a new "
+                        "folder")
+    return out, None
+
+
+def refuse_changes(before, now, out):
+    """UserError that names the first flag that is not as it was."""
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(f"--out {out} holds a run with --{name.replace('_', '-')} "
+                            f"{before.get(name)}, not {value}; give the same flags, or a new "
+                            "folder")
+
+
+def write_whole(path, text):
+    """Write a file that is either there and complete, or not there."""
+    part = Path(f"{path}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+# ------------------------------------------------------------------------------- saving
+def save(out, student, optimiser, teacher, rows, args):
+    """Write the checkpoint of the step that rows end with, if the last one is old enough."""
+    now = time.time()
+    if now - LAST.setdefault(out, now) < SECONDS:
+        return
+    tensors = {"random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    for i, p in enumerate(trained(student)):
+        tensors[f"{i}"] = p.detach().cpu().contiguous()
+        for name, value in optimiser.state[p].items():  # step, and two running means
+            tensors[f"{i}.{name}"] = value.detach().cpu().contiguous()
+    state = {"rows": rows, "theta": args.theta, "written": pack(teacher),
+             "sizes": {name: (out / name).stat().st_size for name in LOGS}}
+    part = out / f"{NAME}.part"
+    try:
+        save_file(tensors, part, {"state": json.dumps(state)})
+        os.replace(part, out / NAME)
+    except Exception as e:  # safetensors' own kind for a full disk among them
+        part.unlink(missing_ok=True)
+        raise UserError(f"--out {out}: its checkpoint cannot be written ({e}); free some disk, and "
+                        "start the same command again")
+    LAST[out] = now
+
+
+def trained(student):
+    """The weights that learn, in their order."""
+    return [p for p in student.parameters() if p.requires_grad]
+
+
+def pack(teacher):
+    """What the teacher has written so far, as rows of JSON."""
+    return [] if teacher is None else [
+        [problem.question, beginning, t.text, t.stopped, t.reward, len(t.prompt_ids), sum(t.mask)]
+        for (problem, beginning), t in teacher.written.items()]
+
+
+# ------------------------------------------------------------------------------- going on
+def load(out, student, optimiser, teacher, problems, args):
+    """Put everything back as it was after the last step that was kept -> the rows so far, or [].
+
+    problems: those of the run, to which the texts of the teacher belong.
+    """
+    if not (out / NAME).exists():
+        return []
+    try:
+        with safe_open(out / NAME, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        for i, p in enumerate(trained(student)):
+            p.data.copy_(tensors[f"{i}"])
+            optimiser.state[p] = {name.partition(".")[2]: value.to(
+                p.device if value.dim() else "cpu") for name, value in tensors.items()
+                if name.startswith(f"{i}.")}
+        torch.set_rng_state(tensors["random"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        for name, size in state["sizes"].items():  # lines of a step that was not kept
+            os.truncate(out / name, size)
+    except Exception as e:
+        raise UserError(f"--out {out}: its {NAME} is damaged ({type(e).__name__} {e}); delete that "
+                        "file to begin the run anew, or give a new folder")
+    args.theta = state["theta"]
+    unpack(state["written"], teacher, problems)
+    return state["rows"]
+
+
+def unpack(written, teacher, problems):
+    """Give a teacher back what it had written: texts, and how long they were."""
+    by_question = {problem.question: problem for problem in problems}
+    for question, beginning, text, stopped, reward, read, tokens in written:
+        problem = by_question[question]
+        teacher.written[problem, beginning] = Trajectory(
+            problem, prompt_ids=[0] * read, mask=[1] * tokens, stopped=stopped, text=text,
+            reward=reward)
+
+
+def main():
+    """Say how far a run is."""
+    parser = argparse.ArgumentParser(prog="python -m more.checkpoint", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="the --out of a run")
+    folder = Path(parser.parse_args().folder)
+    try:
+        with safe_open(folder / NAME, "pt") as file:
+            rows = json.loads(file.metadata()["state"])["rows"]
+        steps = json.loads((folder / "run.json").read_text(encoding="utf-8"))["steps"]
+    except Exception as e:
+        raise UserError(f"{folder}: no checkpoint of an unfinished run ({type(e).__name__}); give "
+                        "the --out of a run that was stopped")
+    print(f"{folder}: {len(rows)} of {steps} steps are kept; the command that began it goes on.")
+
+
+if __name__ == "__main__":
+    fail_in_one_line(main)

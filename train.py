@@ -528,6 +528,10 @@ def check(args):
     if server and args.method == "ovd" and args.replace == "suffix":
         raise UserError("--teacher is a server, which cannot go on from the middle of a text; use "
                         "--replace whole")
+    if args.reward == "verbal" and args.method not in ("ovd", "judge"):
+        raise UserError("--reward verbal is the teacher's score, and only ovd and judge ask for it")
+    if args.reward == "verbal" and args.teacher_sees_answer:
+        raise UserError("--teacher-sees-answer: with --reward verbal there is no answer to see")
     if args.corpus and not (args.task == "search" and args.data):
         raise UserError("--corpus is for --task search, with --data for the questions")
     if args.task == "search" and (args.data or args.eval_data) and not args.corpus:

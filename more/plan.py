@@ -159,8 +159,9 @@ def held_bytes(args, work, student, teacher):
 def sampling_bytes(args, work, student):
     """The cache, and the larger of reading the prompts and of one row of logits each."""
     logits = args.batch * student.vocab * (work.number + 12)
-    return cache_bytes(work, student, args.batch) + max(
-        pass_bytes(work, student, args.batch * work.prompt, 1), logits)
+    # A prompt is read once, and at least two attempts share it: in a test one sampled, one greedy.
+    prompts = pass_bytes(work, student, (args.batch + 1) // 2 * work.prompt, 1)
+    return cache_bytes(work, student, args.batch) + max(prompts, logits)
 
 
 def scoring_bytes(args, work, teacher):

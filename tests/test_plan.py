@@ -82,7 +82,8 @@ def test_every_part_of_a_small_plan_by_hand():
     linear = 2 * 8 * (16 + 8 + 48) + 3 * 10 * (20 + 20 + 60)
     adapters = 8 * 2 * (56 + 16 + 8 + 48)
     assert list(held.values()) == [2 * linear, 2 * (800 + 2400), 4 * adapters, 12 * adapters]
-    reading = 2 * 4 * work.prompt * (4 * 16 + 2 * 8)  # which needs more than 4 rows of logits
+    # the prompts of 4 attempts at 2 problems, which needs more than 4 rows of logits
+    reading = 2 * 2 * work.prompt * (4 * 16 + 2 * 8)
     assert phases["ovd"].sampling == pytest.approx(2 * 4 * length * 2 * 4 * 2 + reading)
     # trained: 2 rows of 10 tokens; states in three copies, five tokens' logits at a time
     assert phases["ovd"].loss == 3 * 20 * 8 * 2 + 12 * 5 * 100

@@ -518,6 +518,9 @@ def parse(argv=None):
 
 def check(args):
     """Refuse flags that do not go together, before anything is loaded."""
+    for name, value in vars(args).items():
+        if value == "":  # as of a variable of the shell that is not set
+            raise UserError(f"--{name.replace('_', '-')} is empty; give a value or leave it out")
     group, server = args.samples * (args.problems if args.one_shot else 1), is_server(args.teacher)
     if group < 2 and args.method not in ("logits", "sft"):
         raise UserError(f"--samples {args.samples} makes a group of one, which has no mean to be "
@@ -535,7 +538,7 @@ def check(args):
     if args.corpus and not (args.task == "search" and args.data):
         raise UserError("--corpus is for --task search, with --data for the questions")
     if args.task == "search" and (args.data or args.eval_data) and not args.corpus:
-        raise UserError("--data needs --corpus, the passages in which its answers are to be found")
+        raise UserError("--data and --eval-data need --corpus, to find their answers in")
 
 
 # ------------------------------------------------------------------------------- a run

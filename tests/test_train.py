@@ -248,6 +248,9 @@ def test_every_script_shows_its_stage(script, capsys, name):
         (["--teacher-model", "x"], "--teacher-model names a teacher on a server"),
         (["--method", "logits", "--teacher", "self"], "use --method ovd"),
         (["--corpus", "x.jsonl"], "--corpus is for --task search"),
+        (["--data", ""], "--data is empty"),
+        (["--teacher", ""], "--teacher is empty"),
+        (["--task", "search", "--eval-data", "x"], "--eval-data need --corpus"),
         (["--reward", "verbal", "--method", "grpo"], "--reward verbal"),  # who would score?
         (["--reward", "verbal", "--teacher-sees-answer"], "--teacher-sees-answer"),  # there is none
     ],

@@ -106,7 +106,8 @@ class Problem:
     def is_right(self, text):
         """Exact match: is the trajectory's answer the problem's?"""
         answer = self.found_answer(text)
-        return answer is not None and as_number(answer) == as_number(self.answer)
+        known = answer is not None and self.answer is not None
+        return known and as_number(answer) == as_number(self.answer)
 
     def reward(self, text):
         """The outcome reward R(y) in 0..1."""

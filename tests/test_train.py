@@ -28,19 +28,8 @@ from score import Teacher
 from tasks import Problem, UserError, fail_in_one_line, problem_stream
 
 ROOT = Path(__file__).parent.parent
-QUICK = ["--one-shot", "--steps", "3", "--eval-problems", "20"]
+QUICK = ["--one-shot", "--steps", "1", "--eval-problems", "20"]
 SHORT = ["--steps", "2", "--eval-problems", "4"]
-
-
-def run(*args, name="train.py"):
-    """A script in a process of its own, without a GPU."""
-    return subprocess.run(
-        [sys.executable, name, *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
 
 
 load_once = cache(sample.load_model)
@@ -71,63 +60,37 @@ def samples_of(folder):
 
 
 # ------------------------------------------------------------------------------- whole runs
-@pytest.fixture(scope="module")
-def one_shot(tmp_path_factory):
-    """(folder, last line printed, result.json) of the main job, just as a user would start it."""
+@pytest.fixture(scope="module", autouse=True)
+def main_job(request, tmp_path_factory):
+    """(process, folder) of the main job, just as a user would start it; on a core of its own it
+    goes on beside the tests of this file, and those that read what it left come last."""
+    if not any("one_shot" in item.fixturenames for item in request.session.items):
+        return (yield)
     folder = tmp_path_factory.mktemp("one-shot") / "run"
-    done = run("--one-shot", "--out", folder)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stdout + done.stderr
-    return folder, done.stdout.splitlines()[-1], json.loads((folder / "result.json").read_text())
-
-
-def test_one_shot_learns_and_leaves_its_results(one_shot, script, capsys):
-    folder, last_line, result = one_shot
-    assert (
-        result["method"] == "ovd"
-        and result["task"] == "math"
-        and result["one_shot"]
-        and result["seed"] == 0
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--one-shot", "--out", str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
     )
-    assert result["before"]["n"] == result["after"]["n"] == 500
-    assert result["after"]["pass_at_1"] - result["before"]["pass_at_1"] >= 0.20
-    assert result["peak_bytes"] > 0 and result["seconds"] > 0 and result["versions"]["torch"]
-    rows = rows_of(folder)
-    assert [int(float(r["step"])) for r in rows] == list(range(1, 17))
-    assert all(float(r["logprob_gap"]) < 1e-3 for r in rows)  # what is trained is what was sampled
-    samples = samples_of(folder)
-    assert len(samples) == 16 * 32 and len({s["question"] for s in samples}) == 1
-    assert all(len(s["probs"]) == 10 and 0 <= s["score"] <= 9 for s in samples)
-    assert f"{result['after']['pass_at_1']:.1%}" in last_line
-    # the adapter is where it says, and does what it says
-    script("sample.py", "--student", folder / "adapter", "--problems", "40", "--samples", "4")
-    (share,) = re.findall(r"([\d.]+)% right;", capsys.readouterr().out.splitlines()[-1])
-    assert float(share) / 100 > result["before"]["pass_at_1"] + 0.1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two that wait for one core are slower than one
+    yield process, folder
+    torch.set_num_threads(threads)
+    process.kill()
+    process.communicate()
 
 
-def test_what_is_logged_of_a_step_is_what_its_samples_say(one_shot):
-    """Every column that can be worked out again from samples.jsonl, for each step."""
-    folder, _, result = one_shot
-    samples = samples_of(folder)
-    for row in rows_of(folder):
-        lines = [s for s in samples if s["step"] == float(row["step"])]
-        share = {
-            "reward": sum(s["reward"] for s in lines),
-            "score": sum(s["score"] for s in lines),
-            "scored": 32,
-            "accepted": sum(s["score"] >= 5 for s in lines),
-            "replaced": sum(s["replaced_by"] is not None for s in lines),
-            "cut_off": sum(not s["stopped"] for s in lines),
-        }
-        for column, total in share.items():
-            assert float(row[column]) == pytest.approx(total / 32, rel=1e-4), column
-        assert float(row["tied_groups"]) in (0, 1)
-        for s in (s["replaced_by"] for s in lines if s["replaced_by"]):
-            assert s["kept"] == 0 and s["reward"] == 1 and s["advantage"] is not None
-        taught = [t["advantage"] for s in lines for t in (s, s["replaced_by"] or s)]
-        assert any(taught) or float(row["tied_groups"]) == 1
-    assert result["budget"]["updates"] == 16
-    assert result["budget"]["put_in_place"] == sum(float(r["new_tokens"]) for r in rows_of(folder))
+@pytest.fixture(scope="module")
+def one_shot(main_job):
+    """(folder, last line printed, result.json) of the main job."""
+    process, folder = main_job
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "Warning" not in out + err
+    return folder, out.splitlines()[-1], json.loads((folder / "result.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -434,6 +397,12 @@ def gradient(student, teacher, **changed):
     return row["loss"], torch.cat([p.grad.flatten() for p in parameters])
 
 
+@pytest.fixture(scope="module")
+def whole(student, teacher):
+    """{method: (loss, gradient)} of the batch in one piece."""
+    return {method: gradient(student, teacher, method=method) for method in ("ovd", "logits")}
+
+
 @pytest.mark.parametrize("method", ["ovd", "logits"])
 @pytest.mark.parametrize(
     "changed",
@@ -446,9 +415,9 @@ def gradient(student, teacher, **changed):
         dict(checkpointing=True),
     ],
 )
-def test_micro_batch_and_chunk_change_nothing(student, teacher, method, changed):
+def test_micro_batch_and_chunk_change_nothing(student, teacher, whole, method, changed):
     """With LoRA on a 4-bit model, and padding: the trajectories have many lengths."""
-    loss, grad = gradient(student, teacher, method=method)
+    loss, grad = whole[method]
     other_loss, other_grad = gradient(student, teacher, method=method, **changed)
     wide = 10 if "micro_batch" in changed else 1  # another padding, so another order of sums
     assert other_loss == pytest.approx(loss, rel=wide * 1e-6)
@@ -634,3 +603,53 @@ def test_a_first_look_at_the_teacher_costs_the_run_nothing(student, teacher, cap
     train.first_look(judge, sampled, settings())
     assert "the teacher on 8 of these attempts: AUC" in capsys.readouterr().out
     assert not judge.written and all(t.score is not None for t in sampled)
+
+
+# ------------------------------------------------------------------------------- the main job
+def test_one_shot_learns_and_leaves_its_results(one_shot, script, capsys):
+    folder, last_line, result = one_shot
+    assert (
+        result["method"] == "ovd"
+        and result["task"] == "math"
+        and result["one_shot"]
+        and result["seed"] == 0
+    )
+    assert result["before"]["n"] == result["after"]["n"] == 500
+    assert result["after"]["pass_at_1"] - result["before"]["pass_at_1"] >= 0.20
+    assert result["peak_bytes"] > 0 and result["seconds"] > 0 and result["versions"]["torch"]
+    rows = rows_of(folder)
+    assert [int(float(r["step"])) for r in rows] == list(range(1, 17))
+    assert all(float(r["logprob_gap"]) < 1e-3 for r in rows)  # what is trained is what was sampled
+    samples = samples_of(folder)
+    assert len(samples) == 16 * 32 and len({s["question"] for s in samples}) == 1
+    assert all(len(s["probs"]) == 10 and 0 <= s["score"] <= 9 for s in samples)
+    assert f"{result['after']['pass_at_1']:.1%}" in last_line
+    # the adapter is where it says, and does what it says
+    script("sample.py", "--student", folder / "adapter", "--problems", "40", "--samples", "4")
+    (share,) = re.findall(r"([\d.]+)% right;", capsys.readouterr().out.splitlines()[-1])
+    assert float(share) / 100 > result["before"]["pass_at_1"] + 0.1
+
+
+def test_what_is_logged_of_a_step_is_what_its_samples_say(one_shot):
+    """Every column that can be worked out again from samples.jsonl, for each step."""
+    folder, _, result = one_shot
+    samples = samples_of(folder)
+    for row in rows_of(folder):
+        lines = [s for s in samples if s["step"] == float(row["step"])]
+        share = {
+            "reward": sum(s["reward"] for s in lines),
+            "score": sum(s["score"] for s in lines),
+            "scored": 32,
+            "accepted": sum(s["score"] >= 5 for s in lines),
+            "replaced": sum(s["replaced_by"] is not None for s in lines),
+            "cut_off": sum(not s["stopped"] for s in lines),
+        }
+        for column, total in share.items():
+            assert float(row[column]) == pytest.approx(total / 32, rel=1e-4), column
+        assert float(row["tied_groups"]) in (0, 1)
+        for s in (s["replaced_by"] for s in lines if s["replaced_by"]):
+            assert s["kept"] == 0 and s["reward"] == 1 and s["advantage"] is not None
+        taught = [t["advantage"] for s in lines for t in (s, s["replaced_by"] or s)]
+        assert any(taught) or float(row["tied_groups"]) == 1
+    assert result["budget"]["updates"] == 16
+    assert result["budget"]["put_in_place"] == sum(float(r["new_tokens"]) for r in rows_of(folder))

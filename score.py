@@ -215,7 +215,7 @@ def is_server(name):
     return "://" in (name or "")
 
 
-def check_teacher(args):
+def check_teacher_flags(args):
     """Refuse flags of a teacher that do not go together. An address loses nothing but secrets."""
     if is_server(args.teacher):
         from more.server import check_server
@@ -296,7 +296,7 @@ def draw_scores(trajectories, solution):
 
 def scored_attempts(args):
     """(teacher, attempts of the student at unseen problems, scored, their solutions), by flags."""
-    check_teacher(args)
+    check_teacher_flags(args)
     model, tokenizer, attempts = sample_unseen(args)
     teacher = load_teacher(args.teacher or embedded(args.task, "teacher"), args.teacher_model,
                            args.bits, (model, tokenizer), pick_device(), args.score,

@@ -47,7 +47,7 @@ from ovd import (accept, group_advantages, peak_bytes, reset_peak, reverse_kl, t
                  token_logprobs, trajectory_loss)
 from sample import (Trajectory, as_data, chat_ids, check_words, embedded, left_pad, load_student,
                     pick_device, quiet, sample_trajectories, save_adapter, without_lora)
-from score import (SCORE_HELP, TEACHER_HELP, auc, best_threshold, check_teacher, is_server,
+from score import (SCORE_HELP, TEACHER_HELP, auc, best_threshold, check_teacher_flags, is_server,
                    load_teacher, scores_of)
 from tasks import DIFFICULTY, INFORMATION, UserError, fail_in_one_line, number, task_stream
 
@@ -270,12 +270,12 @@ def train(student, tokenizer, teacher, stream, args, out):
     groups = 1 if args.one_shot else args.problems  # copies of one problem make one large group
     n = args.problems * args.samples // groups
     prompts = list(islice(stream, args.steps * groups))
-    if args.method in ("ovd", "judge", "sft"):
-        solve_ahead(teacher, prompts, args)
     optimiser = torch.optim.AdamW((p for p in student.parameters() if p.requires_grad), lr=args.lr,
                                   weight_decay=0.0)
     torch.manual_seed(args.seed)
     rows = checkpoint.load(out, student, optimiser, teacher, prompts, args)  # [] at the beginning
+    if args.method in ("ovd", "judge", "sft"):
+        solve_ahead(teacher, prompts, args)
     for step in (bar := tqdm(range(len(rows) + 1, args.steps + 1), desc="training", unit="step")):
         began = time.time()
         x = [p for p in prompts[(step - 1) * groups:step * groups] for _ in range(n)]
@@ -527,7 +527,7 @@ def check(args):
                         "compared with; use at least 2")
     if args.method == "logits" and (server or args.teacher == "self"):
         raise UserError("--teacher has no other logits to match; use --method ovd: text alone")
-    check_teacher(args)
+    check_teacher_flags(args)
     if server and args.method == "ovd" and args.replace == "suffix":
         raise UserError("--teacher is a server, which cannot go on from the middle of a text; use "
                         "--replace whole")
@@ -600,9 +600,9 @@ def run(args, test=evaluate):
 
     test: evaluate(), or what a comparison calls in its place, before training and after it.
     """
-    from more.checkpoint import open_folder, write_whole
+    from more import checkpoint
     began, asked, device = time.time(), dict(vars(args)), pick_device()
-    out, finished = open_folder(args)
+    out, finished = checkpoint.open_folder(args)
     if finished:
         return say_in_one_sentence(finished, f"{out} holds this run, and it is finished")
     student, tokenizer, base, teacher = load_default_pair(args, device)
@@ -617,7 +617,10 @@ def run(args, test=evaluate):
         print(f"before: {before['pass_at_1']:.1%} right sampled, {before['greedy']:.1%} greedy")
         if args.method in ("ovd", "judge"):
             first_look(teacher, sampled[:64], args)
-        rows = train(student, tokenizer, teacher, stream, args, out)
+        try:
+            rows = train(student, tokenizer, teacher, stream, args, out)
+        finally:  # whatever happened, what was learned is kept
+            save_adapter(student, out / "adapter", base)
         after, _, greedy = test(student, tokenizer, unseen, args)
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"out of GPU memory; try --batch {max(1, args.batch // 4)} --micro-batch 1 "
@@ -626,14 +629,11 @@ def run(args, test=evaluate):
         print(f"\nstopped; the adapter so far is in {out / 'adapter'}, and the same command with "
               f"--out {out} goes on from the last step that was kept")
         sys.exit(130)
-    finally:  # whatever happened, what was learned is kept
-        save_adapter(student, out / "adapter", base)
     seconds = time.time() - (BEGAN if test is evaluate else began)
     result = {**{k: getattr(args, k) for k in ("method", "task", "seed", "one_shot", "steps")},
               "before": before, "after": after, "seconds": seconds, **costs(rows, teacher),
               "settings": vars(args), "asked": asked}
-    write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
-    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    checkpoint.finish(out, result)
     i = next((i for i, t in enumerate(sampled) if not t.right), 0)
     print(f"\nan unseen problem it had wrong: {unseen[i].question} ({unseen[i].answer})\n"
           f"  before  {sampled[i].text}\n  after   {greedy[i].text}\n")

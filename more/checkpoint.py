@@ -56,12 +56,19 @@ def open_folder(args):
 
 
 def refuse_changes(before, now, out):
-    """UserError that names the first flag that is not as it was."""
+    """UserError that names the first flag that is not as it was; where a run is kept may differ."""
     for name, value in now.items():
-        if before.get(name) != value:
-            raise UserError(f"--out {out} holds a run with --{name.replace('_', '-')} "
-                            f"{before.get(name)}, not {value}; give the same flags, or a new "
+        if name != "out" and before.get(name) != value:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"--out {out} holds a run with another {flag} ({flag} "
+                            f"{before.get(name)}, not {value}); give the same flags, or a new "
                             "folder")
+
+
+def finish(out, result):
+    """Write result.json; what was kept to go on from is no longer needed."""
+    write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
+    (out / NAME).unlink(missing_ok=True)
 
 
 def write_whole(path, text):

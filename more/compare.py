@@ -33,7 +33,7 @@ import torch
 from tqdm import tqdm
 
 import train
-from more.checkpoint import write_whole
+from more.checkpoint import refuse_changes, write_whole
 from sample import pick_device, sample_trajectories
 from tasks import UserError, fail_in_one_line
 
@@ -103,14 +103,6 @@ def make_runs(args, out):
 
 
 # ------------------------------------------------------------------------------- its folder
-def check_same(run, asked, path):
-    """Raise UserError where a folder holds a run that was asked for with other flags."""
-    for name, value in vars(run).items():
-        if name != "out" and value != asked.get(name):
-            raise UserError(f"--out: {path.parent} holds a run with another "
-                            f"--{name.replace('_', '-')}; give a new folder")
-
-
 def read_json(path):
     """What a JSON object in a file holds. UserError names the file where there is none."""
     try:
@@ -136,7 +128,7 @@ def finished(run):
         raise UserError(f"--out: {folder} is no folder; give a new one")
     found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if MARK in found:
-        check_same(run, read_json(folder / MARK), folder / MARK)
+        refuse_changes(read_json(folder / MARK), vars(run), folder)
     elif found - {f"{MARK}.part", "log.txt"}:
         raise UserError(f"--out: {folder} is not empty, and no run began it; give a new folder")
     return read_json(folder / "result.json") if "result.json" in found else None

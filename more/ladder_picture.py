@@ -38,7 +38,7 @@ def read_rows(files):
 
 def draw_bars(axes, rows):
     """All rungs at the greatest length at which every one of them fits."""
-    short = {row["tokens"] for row in rows if not row["peak_bytes"]}
+    short = {row["tokens"] for row in rows if row["peak_bytes"] is None}
     fits = [row["tokens"] for row in rows if row["tokens"] not in short]
     if not fits:
         raise UserError("at no length do all rungs fit; add a file of fewer --tokens")
@@ -54,8 +54,9 @@ def draw_bars(axes, rows):
 
 def draw_rung(axes, rung, rows, top):
     """One rung's peak over the tokens; a cross at `top` MiB where it does not fit."""
-    fits = [(row["tokens"], row["peak_bytes"] / MIB) for row in rows if row["peak_bytes"]]
-    too_many = [row["tokens"] for row in rows if not row["peak_bytes"]]
+    fits = [(row["tokens"], row["peak_bytes"] / MIB) for row in rows
+            if row["peak_bytes"] is not None]
+    too_many = [row["tokens"] for row in rows if row["peak_bytes"] is None]
     axes.plot(*zip(*fits), lw=2.5, ms=8, **LINES[rung])
     place = dict(xytext=(14, 0), ha="left", va="center")
     if too_many:  # no line leads to the cross, nothing was measured there

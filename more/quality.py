@@ -12,6 +12,7 @@ Stopped and started again, it goes on where it was. Other flags are those of mor
 """
 import csv
 import json
+from argparse import Namespace
 from itertools import islice
 from pathlib import Path
 
@@ -104,11 +105,10 @@ def main():
     solved = measure_teachers(out, folders)
     taught = [f"{method} --teacher {folder}" for method in METHODS for folder in folders.values()]
     for name, words in SETTINGS.items():
-        setting = parser.parse_args([*words, "--seeds", str(args.seeds), "--out", str(out / name),
-                                     "--methods", ", ".join(["grpo", *taught])])
+        # the flags that were given, and over them those of the setting
+        setting = parser.parse_args([*words, "--out", str(out / name), "--methods",
+                                     ", ".join(["grpo", *taught])], Namespace(**vars(args)))
         del setting.draw
-        setting.jobs, setting.steps, setting.eval_problems = (
-            args.jobs, args.steps, args.eval_problems)
         compare(setting)
     if target:
         draw(out, folders, solved, target)

@@ -123,6 +123,7 @@ def draw_change(name, before, after, form, most=1):
 def draw_gain(name, gains, mean, half, low, high):
     """A row: ticks for the seeds, a line for the interval and a dot for the mean gain."""
     def place(gain):
+        """Where a gain is drawn, in per cent of the width."""
         return round(100 * (gain - low) / (high - low), 2)
 
     ticks = "".join(f"M{place(gain)} 25V75" for gain in gains)

@@ -1,6 +1,9 @@
 """Shared by all tests: the scripts on the path, the embedded pair in 4-bit, the mark for GPU tests,
 and the rule that a call which a library has deprecated is an error where this project makes it."""
 
+import csv
+import json
+import runpy
 import sys
 import warnings
 from pathlib import Path
@@ -85,3 +88,25 @@ def fresh_student():
     quiet()
     torch.manual_seed(0)
     return load_student(TINY / "student", 4, "cpu")[:2]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A script run in this process, as from the command line, without a GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def run_script(name, *args):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+
+    return run_script
+
+
+def rows_of(folder):
+    """What a run's metrics.csv holds: a dict of texts a step."""
+    return list(csv.DictReader(open(folder / "metrics.csv")))
+
+
+def samples_of(folder):
+    """What a run's samples.jsonl holds: a dict a trajectory."""
+    return [json.loads(line) for line in open(folder / "samples.jsonl")]

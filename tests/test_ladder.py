@@ -86,6 +86,16 @@ def script(monkeypatch):
     return run_script
 
 
+def test_a_peak_of_zero_bytes_was_measured_and_fits(script, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    measured = {"tokens": 70, "vocab": 1000, "chunk": 32, "device": "cpu", "exact": "yes"}
+    rows = [measured | {"rung": rung, "peak_bytes": 0 if "scoring" in rung else 10**6,
+                        "seconds": 1.0, "reserved_bytes": None} for rung in ladder.RUNGS]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    script(tmp_path / "rows.json", tmp_path / "p.png", name="ladder_picture.py")
+    assert (tmp_path / "p.png").stat().st_size > 1000
+
+
 def test_rows_are_written_shown_and_drawn(script, tmp_path, capsys):
     shape = ["--tokens", 70, "--vocab", 1000, "--hidden", 8, "--teacher-hidden", 8]
     script(*shape, "--chunk", 32, "--json", tmp_path / "rows.json")

@@ -95,6 +95,33 @@ def test_lines_of_a_step_that_was_not_kept_are_not_there_twice(tmp_path, monkeyp
     assert left_behind(tmp_path / "cut") == left_behind(tmp_path / "alone")
 
 
+def test_a_stop_before_the_first_new_step_keeps_the_adapter(tmp_path, monkeypatch):
+    """Going on, a run is stopped in its first test: what it had learned is still in adapter/."""
+    monkeypatch.setattr(checkpoint, "SECONDS", 0)
+    real = train.log_step
+
+    def stop_at_three(out, row, *rest):
+        if row["step"] == 3:
+            raise RuntimeError("power cut")
+        return real(out, row, *rest)
+
+    monkeypatch.setattr(train, "log_step", stop_at_three)
+    with pytest.raises(RuntimeError):
+        run_to_the_end(tmp_path / "r")
+    weights = (tmp_path / "r/adapter/adapter_model.safetensors").read_bytes()
+
+    def stop(*_):
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        train.run(train.parse([*SMALL, "--out", str(tmp_path / "r")]), test=stop)
+    monkeypatch.setattr(train, "solve_ahead", stop)
+    with pytest.raises(RuntimeError):
+        run_to_the_end(tmp_path / "r")
+    kept = load_file(tmp_path / "r/adapter/adapter_model.safetensors")
+    assert weights and any(t.any() for name, t in kept.items() if "lora_B" in name)
+
+
 def test_a_finished_run_says_what_it_found_and_changes_nothing(tmp_path, capsys):
     run_to_the_end(tmp_path / "r")
     last = capsys.readouterr().out.splitlines()[-1]

@@ -1,14 +1,12 @@
 """A teacher behind a server: on loopback, with every fault, with a key to keep, and a real one."""
 
 import base64
-import csv
 import html
 import importlib.util
 import json
 import math
 import os
 import re
-import runpy
 import socket
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from urllib.parse import quote
 
 import pytest
 import torch
+from conftest import rows_of, samples_of
 
 from more.server import Server, check_server, holds_key, read_key, safe_words, shown_url
 from sample import TINY, Trajectory, sample_trajectories
@@ -224,26 +223,6 @@ def test_solutions_over_loopback_are_those_of_this_process(attempts, teacher, se
         assert len(t.prompt_ids) == len(s.prompt_ids) and len(t.ids) == len(s.ids)
     [cut] = Server(endpoint.url, "tiny", max_new_tokens=3).solve(problems[:1])
     assert not cut.stopped and cut.reward == 0
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """A script run in this process, as from the command line."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-
-    def run_script(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        runpy.run_path(str(ROOT / name), run_name="__main__")
-
-    return run_script
-
-
-def rows_of(folder):
-    return list(csv.DictReader(open(folder / "metrics.csv")))
-
-
-def samples_of(folder):
-    return [json.loads(line) for line in open(folder / "samples.jsonl")]
 
 
 def test_training_through_a_server_is_training_in_this_process(tmp_path, script, teacher, serve):

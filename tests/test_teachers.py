@@ -1,9 +1,7 @@
 """Any teacher: with another tokenizer, or the student itself. Behind a server: test_server.py."""
 
-import csv
 import json
 import os
-import runpy
 import subprocess
 import sys
 import threading
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import rows_of, samples_of
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -23,26 +22,6 @@ from tasks import problem_stream
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--steps", "2", "--problems", "2", "--eval-problems", "2"]
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """A script run in this process, as from the command line."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-
-    def run_script(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        runpy.run_path(str(ROOT / name), run_name="__main__")
-
-    return run_script
-
-
-def rows_of(folder):
-    return list(csv.DictReader(open(folder / "metrics.csv")))
-
-
-def samples_of(folder):
-    return [json.loads(line) for line in open(folder / "samples.jsonl")]
 
 
 # ------------------------------------------------------------------------------- another tokenizer

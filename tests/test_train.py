@@ -1,11 +1,9 @@
 """The whole loop, through the command line a user types, and its parts by hand."""
 
-import csv
 import json
 import math
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from threading import Thread
 
 import pytest
 import torch
+from conftest import rows_of, samples_of
 
 import sample
 import score
@@ -36,27 +35,10 @@ load_once = cache(sample.load_model)
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """Run a script as `python script args` would, in this process, which has imported all.
-
-    A teacher, which no run changes, is loaded once for all of them.
-    """
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+def script(script, monkeypatch):
+    """The one of conftest.py; and a teacher, which no run changes, is loaded once for all."""
     monkeypatch.setattr(score, "load_model", load_once)
-
-    def run_script(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        runpy.run_path(str(ROOT / name), run_name="__main__")
-
-    return run_script
-
-
-def rows_of(folder):
-    return list(csv.DictReader(open(folder / "metrics.csv")))
-
-
-def samples_of(folder):
-    return [json.loads(line) for line in open(folder / "samples.jsonl")]
+    return script
 
 
 # ------------------------------------------------------------------------------- whole runs

@@ -17,8 +17,6 @@ Four ideas:
     python sample.py --task search                  # with an environment, see more/search.py
     python sample.py --ask "Mia has 3 apples. ..."  # a question of your own
 """
-import argparse
-import json
 import logging
 import math
 import re
@@ -37,12 +35,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 import transformers
 from bitsandbytes.functional import dequantize_4bit
-from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
-
-from tasks import DIFFICULTY, Problem, UserError, fail_in_one_line, number, task_stream
+from tasks import (DIFFICULTY, Problem, UserError, fail_in_one_line, make_parser, number,
+                   task_stream)
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -54,11 +51,10 @@ def embedded(task, role):
 
 # ------------------------------------------------------------------------------- loading
 def quiet():
-    """Leave the screen to this project: errors only from the libraries below."""
-    transformers.utils.logging.set_verbosity_error()
+    """Leave the screen to this project: of the libraries only errors, and a download's bar."""
     transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.enable_progress_bars()  # but a download shows its bar
-    for library in ("bitsandbytes", "huggingface_hub"):
+    huggingface_hub.utils.enable_progress_bars()
+    for library in ("transformers", "bitsandbytes", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
@@ -89,13 +85,11 @@ def load_model(name, bits, device, flag="--student"):
         model, report = AutoModelForCausalLM.from_pretrained(
             name, quantization_config=nf4 if bits == 4 else None, dtype=dtype,
             device_map={"": device}, use_safetensors=True, output_loading_info=True)
-    except torch.cuda.OutOfMemoryError:
-        raise UserError(f"{flag} {name}: too large for the GPU's memory; use --bits 4, or a "
-                        "smaller model; python -m more.plan says what fits")
-    except Exception as e:  # a dozen kinds, for whatever is missing, broken or out of reach
+    except Exception as e:  # a dozen kinds: it is missing, broken, out of reach or too large
         why = shorten(str(e), 200) or type(e).__name__
         raise UserError(f"{flag} {name}: cannot be loaded ({why}); give a folder or hub name of a "
-                        "causal language model in safetensors, and see that the network is up")
+                        "causal language model in safetensors, small enough for this machine, and "
+                        "see that the network is up")
     if report["missing_keys"]:  # transformers fills these with random numbers and goes on
         raise UserError(f"{flag} {name}: {len(report['missing_keys'])} weights are missing, "
                         f"{min(report['missing_keys'])} first; fetch the half-written folder again")
@@ -111,7 +105,10 @@ def load_model(name, bits, device, flag="--student"):
 
 # ------------------------------------------------------------------------------- LoRA
 class LoRALinear(nn.Module):
-    """y = W x + B (alpha / r) A x. W: any linear layer, frozen. A (r, in) and B (out, r) learn."""
+    """y = W x + B (alpha / r) A x. W: any linear layer, frozen. A (r, in) and B (out, r) learn.
+
+    enabled: without it the layer is what it was before training. merged: W + B (alpha / r) A.
+    """
 
     def __init__(self, base, r, alpha):
         super().__init__()
@@ -171,11 +168,11 @@ def merged_lora(model):
     """Inside this block W + B (alpha / r) A is one float32 matrix a layer: sampling is quicker.
 
     Many tokens are sampled between two updates, and to unpack W for each takes longer than to use
-    it. Only on a CPU, which computes 4-bit layers in float32: rounded to 16 bits the sum would be
+    it. Only on a CPU, which computes 4-bit layers in float32. Rounded to 16 bits the sum would be
     another policy than the one that is trained, and a GPU's memory is what 4-bit is for.
     """
     layers = [layer for layer in lora_layers(model).values() if model.device.type == "cpu"
-              and hasattr(layer.base.weight, "quant_state")]
+              and hasattr(layer.base.weight, "quant_state")]  # the 4-bit ones
     for layer in layers:
         W = dequantize_4bit(layer.base.weight.data, layer.base.weight.quant_state)  # (out, in)
         layer.merged = W + layer.enabled * layer.scale * layer.lora_B @ layer.lora_A
@@ -184,22 +181,6 @@ def merged_lora(model):
     finally:
         for layer in layers:
             layer.merged = None
-
-
-def save_adapter(model, folder, base_name):
-    """Write the adapters in PEFT's format, for PeftModel.from_pretrained(base, folder)."""
-    layers = lora_layers(model)
-    first = next(iter(layers.values()))
-    r = first.lora_A.shape[0]
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": r, "lora_alpha": first.scale * r,
-              "base_model_name_or_path": str(base_name), "lora_dropout": 0.0, "bias": "none",
-              "fan_in_fan_out": False, "inference_mode": True,
-              "target_modules": sorted({name.rpartition(".")[2] for name in layers})}
-    tensors = {f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().cpu()
-               for name, layer in layers.items() for part in ("lora_A", "lora_B")}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file(tensors, Path(folder) / "adapter_model.safetensors")
-    (Path(folder) / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
 def load_student(name, bits, device):
@@ -222,16 +203,15 @@ TEMPLATE_MARK = (r"<[|｜]|\[\||<<SYS|\[/?(?:INST|SYSTEM_PROMPT)\]"
 
 
 def break_marks(text, pattern, first=r"\1 "):
-    """Text in which the first character of every match of pattern is followed by a space.
+    """Text with a space after the first character of all that matches, as a reader sees it.
 
-    Matched is the text as a reader sees it. Full-width letters are letters (NFKC), and zero-width
-    characters are not there. Where nothing matches, nothing changes.
+    To a reader full-width letters are letters (NFKC), and zero-width characters (Cf) are not there.
+    Where nothing matches, nothing changes.
     """
-    seen = text if text.isascii() else normalize(
-        "NFKC", "".join(c for c in text if category(c) != "Cf"))
-    if not re.search(pattern, seen, re.IGNORECASE):
-        return text
-    return re.sub(f"(?=(?:{pattern}))(.)", first, seen, flags=re.IGNORECASE)
+    seen = "".join(c for c in text if category(c) != "Cf")
+    seen = text if text.isascii() else normalize("NFKC", seen)
+    broken = re.sub(f"(?=(?:{pattern}))(.)", first, seen, flags=re.IGNORECASE)
+    return text if broken == seen else broken
 
 
 @cache
@@ -267,8 +247,8 @@ def check_words(tokenizer, problem, name):
     """Raise UserError where a student has no words for a problem: the embedded ones know 380."""
     words = tokenizer.encode(problem.question, add_special_tokens=False)
     if words.count(tokenizer.unk_token_id) > len(words) / 4:
-        raise UserError(f"--student {name}: it has no words for these problems; name one that "
-                        "does, like --student Qwen/Qwen3-0.6B, or give the --task it was made for")
+        raise UserError(f"--student {name} has no words for these problems; name one that has, "
+                        "like Qwen/Qwen3-0.6B, or give the --task that it was made for")
 
 
 def check_context(model, tokens, advice):
@@ -372,40 +352,22 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
     return results
 
 
-def sample_trajectories(model, tokenizer, problems, temperature=1.0, max_new_tokens=64, batch=256,
-                        begun=None, author="student"):
-    """A Trajectory for each of `problems` (repeat one N times for a group), `batch` at a time.
-
-    temperature: one for all, or a list. begun: texts that the trajectories are to begin with, one
-    each; those tokens are forced.
-    author: who is sampled here. The teacher's own solutions are sampled by the same lines.
-    """
-    trajectories, begun = [], begun or [""] * len(problems)
-    if not isinstance(temperature, list):
-        temperature = [temperature] * len(problems)
-    slices = range(0, len(problems), batch)
-    for i in tqdm(slices, desc="sampling", leave=False, disable=len(slices) < 2 or None):
-        part = []
-        for problem, beginning in zip(problems[i:i + batch], begun[i:i + batch]):
-            t = Trajectory(problem, chat_ids(tokenizer, problem.messages()))
-            forced = tokenizer.encode(as_data(beginning, tokenizer), add_special_tokens=False)
-            t.append(forced, [0.0] * len(forced), author, 0)
-            t.text = beginning
-            part.append(t)
-        take_turns(model, tokenizer, list(zip(part, temperature[i:i + batch])), max_new_tokens,
-                   author)
-        trajectories += part
-    return trajectories
+def begin(tokenizer, problem, text, author):
+    """A Trajectory that holds its prompt and the forced beginning `text`, mostly ""."""
+    forced = tokenizer.encode(as_data(text, tokenizer), add_special_tokens=False)
+    t = Trajectory(problem, chat_ids(tokenizer, problem.messages()), text=text)
+    t.append(forced, [0.0] * len(forced), author, 0)
+    return t
 
 
-def take_turns(model, tokenizer, begun, max_new_tokens, author):
+def take_turns(model, tokenizer, trajectories, temperatures, max_new_tokens, author):
     """Let a batch of begun trajectories go on until each is over, then look up its outcome R(y).
 
-    begun: [(Trajectory, its temperature)]. Generate, ask each problem for its environment's reply,
-    append that with mask 0, repeat. All that wait for a reply go on together. A problem without an
-    environment takes one turn.
+    Generate, ask the problem for its environment's reply, append that with mask 0, repeat. All that
+    wait for a reply go on together. A problem without an environment takes one turn.
     """
-    stops, until, going = stop_ids(model, tokenizer), begun[0][0].problem.until, begun
+    stops, until = stop_ids(model, tokenizer), trajectories[0].problem.until
+    going = list(zip(trajectories, temperatures))
     while going:
         with merged_lora(model):
             turns = generate(model, tokenizer, [t.prompt_ids + t.ids for t, _ in going],
@@ -421,26 +383,50 @@ def take_turns(model, tokenizer, begun, max_new_tokens, author):
                 append_turn(t, words, [0.0] * len(words), "environment", 0, tokenizer)
                 waiting.append((t, temperature))
         going = waiting
-    for t, _ in begun:
+    for t in trajectories:
         t.text = t.text.strip()
         if t.problem.answer is not None:  # else nobody knows
             t.reward = t.problem.reward(t.text) if t.stopped else 0.0
 
 
+def sample_trajectories(model, tokenizer, problems, temperature=1.0, max_new_tokens=64, batch=256,
+                        begun=None, author="student"):
+    """A Trajectory for each of `problems` (repeat one N times for a group), `batch` at a time.
+
+    temperature: one for all, or a list. begun: texts that the trajectories are to begin with, one
+    each. author: who is sampled here; the teacher's own solutions are sampled by the same lines.
+    """
+    if not isinstance(temperature, list):
+        temperature = [temperature] * len(problems)
+    trajectories = [begin(tokenizer, problem, text, author)
+                    for problem, text in zip(problems, begun or [""] * len(problems))]
+    slices = range(0, len(problems), batch)
+    for i in tqdm(slices, desc="sampling", leave=False, disable=len(slices) < 2 or None):
+        take_turns(model, tokenizer, trajectories[i:i + batch], temperature[i:i + batch],
+                   max_new_tokens, author)
+    return trajectories
+
+
+def entropy(trajectories):
+    """Nats a token, as the mean of -log pi over what the student chose; NaN where that is none."""
+    chosen = [lp for t in trajectories for lp, author, trained in zip(t.logprobs, t.authors, t.mask)
+              if author == "student" and trained]
+    return -sum(chosen) / len(chosen) if chosen else math.nan
+
+
 # ------------------------------------------------------------------------------- a look at it
 def flags(description):
-    """The flags that sample.py and score.py share."""
-    parser = argparse.ArgumentParser(description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    a = parser.add_argument
+    """The flags that sample.py, score.py and train.py share."""
+    parser = make_parser(description)
+    a, count = parser.add_argument, number(int, 1, 10**5)
     a("--task", choices=["math", "search"], default="math", help="stories, or to be searched for")
-    a("--student", help="folder, hub name, or a run's adapter/ [the embedded one]")
-    a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4; 16: as stored")
-    a("--problems", type=number(int, 1, 10**5), default=32, help="unseen ones [%(default)s]")
-    a("--samples", type=number(int, 1, 10**5), default=32, help="for each [%(default)s]")
-    a("--temperature", type=number(float, 0, 100), default=1.0, help="0: the likeliest token [1]")
+    a("--student", help="folder, hub name, or the adapter/ of a run [the embedded one]")
+    a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4; 16: as stored [4]")
+    a("--problems", type=count, default=32, help="how many [%(default)s]")
+    a("--samples", type=count, default=32, help="N, sampled for each problem [%(default)s]")
+    a("--temperature", type=number(float, 0, 100), default=1.0, help="of the softmax [1]")
     a("--max-new-tokens", type=number(int, 1, 10**6), default=64, help="a turn ends here [64]")
-    a("--difficulty", type=int, choices=DIFFICULTY, default=1, help="see tasks.py [1]")
+    a("--difficulty", type=int, choices=DIFFICULTY, default=1, help="of stories, see tasks.py [1]")
     a("--seed", type=number(int, 0, 2**63), default=0, help="of problems and sampling [0]")
     return parser
 
@@ -463,25 +449,21 @@ def main():
     parser = flags(__doc__)
     parser.add_argument("--ask", nargs="?", const="", metavar="QUESTION", help="one of your own; "
                         "without it each line of the input is one")
-    args = parser.parse_args()
+    args, began = parser.parse_args(), time.time()
     if args.ask is not None:
         from more.ask import ask
         return ask(args)
-    began = time.time()
     _, _, trajectories = sample_unseen(args)
-    tokens, seconds = sum(len(t.ids) for t in trajectories), time.time() - began
     print(f"{trajectories[0].problem.question}  ({trajectories[0].problem.answer})\n")
     for t in trajectories[:args.samples][:8]:
-        # what an environment said is set apart
-        text = re.sub("(?=<search>|<answer>)", "\n      ", t.text)
-        text = text.replace("<information>", "\n          | <information>")
+        text = re.sub("(?=<search>|<answer>|<information>)", "\n      ", t.text)  # a turn a line
         print(f"  {'right' if t.right else 'wrong'}  {sum(t.mask):3d} tokens, "
               f"p = {math.exp(sum(t.logprobs)):.1e}  {text}")
     right = torch.tensor([float(t.right) for t in trajectories]).view(-1, args.samples)
-    print(f"\n{len(trajectories)} trajectories of {args.bits}-bit {args.student}, {tokens:,} "
-          f"tokens in {seconds:.1f} s with loading: {right.mean():.1%} right; "
-          f"{right.amax(1).mean():.0%} of {args.problems} problems solved at least once in "
-          f"{args.samples}.")
+    print(f"\n{len(trajectories)} trajectories of {args.bits}-bit {args.student}, "
+          f"{sum(len(t.ids) for t in trajectories):,} tokens in {time.time() - began:.1f} s with "
+          f"loading: {right.mean():.1%} right; {right.amax(1).mean():.0%} of {args.problems} "
+          f"problems solved at least once in {args.samples}.")
 
 
 if __name__ == "__main__":

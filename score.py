@@ -1,14 +1,14 @@
 """The teacher: it reads a trajectory as text and says how good it is in one digit.
 
 It is shown the problem, *its own worked solution* (written once a problem; it is also what replaces
-a rejected trajectory) and the attempt, not the reference answer. One forward pass scores a batch,
-and of all the vocabulary's logits z at the last position ten are read, those of "0".."9":
+a rejected trajectory) and the attempt, not the right answer. One forward pass scores a batch, and
+of all the vocabulary's logits z at the last position ten are read, those of "0".."9":
 
     p(k) = exp z_k / sum_j exp z_j,   k = 0..9        S(y) = sum_k k p(k), or the likeliest k
 
-A teacher that only speaks text is asked for its digit, and the reply is parsed. As text is all that
-is exchanged, the teacher may have another tokenizer than the student, or sit in another process or
-machine behind a server (more/server.py), or be the student itself before training.
+A teacher that only speaks is asked for its digit, and the reply is parsed (more/reply.py). As text
+is all that is exchanged, the teacher may have another tokenizer than the student, sit behind a
+server (more/server.py), or be the student itself before training.
 
 Nothing a student writes is ever read as its score. The digit is taken where the *teacher* speaks,
 control tokens in an attempt are broken (sample.as_data), and an attempt cannot close the fence it
@@ -19,15 +19,14 @@ stands in.
 """
 import math
 import os
-import re
-from statistics import mean, median
+from statistics import mean
 
 import torch
 from transformers import DynamicCache
 
 from ovd import expected_score, most_likely_score
-from sample import (break_marks, chat_ids, check_context, embedded, flags, generate, left_pad,
-                    load_model, pick_device, sample_trajectories, sample_unseen, without_lora)
+from sample import (break_marks, chat_ids, check_context, embedded, flags, left_pad, load_model,
+                    pick_device, sample_trajectories, sample_unseen, without_lora)
 from tasks import UserError, fail_in_one_line
 
 GRADING_PROMPT = """Grade an attempt at a problem.
@@ -121,29 +120,6 @@ def shared_prefixes(prompts):
     return prefixes, [g for g, group in enumerate(groups) for _ in group]
 
 
-def parse_reply(reply):
-    """The one digit a teacher said, or None.
-
-    "7", "Score: 7.", "7/9" and "seven" are 7; "10", "-3", "3.5" and "3 or 4" are nothing.
-    """
-    reply = re.sub(r"/\s*9\b|\bout of (9|nine)\b", "", reply.lower())
-    for value, word in enumerate("zero one two three four five six seven eight nine".split()):
-        reply = re.sub(rf"\b{word}\b", str(value), reply)
-    numbers = set(re.findall(r"-?\d+(?:\.\d+)?", reply))
-    number = numbers.pop() if len(numbers) == 1 else ""
-    return int(number) if re.fullmatch(r"\d", number) else None
-
-
-def score_replies(model, tokenizer, prompts, batch=16, max_new_tokens=8):
-    """What score_probs gives, of a teacher that only speaks: no digit is a row of NaN."""
-    rows = []
-    for i in range(0, len(prompts), batch):
-        for ids, _ in generate(model, tokenizer, prompts[i:i + batch], 0.0, max_new_tokens):
-            digit = parse_reply(tokenizer.decode(ids, skip_special_tokens=True))
-            rows.append([math.nan if digit is None else float(k == digit) for k in range(10)])
-    return torch.tensor(rows)
-
-
 # ------------------------------------------------------------------------------- the teacher
 class Teacher:
     """A model that solves problems and scores attempts at them. more.server.Server is another."""
@@ -175,23 +151,20 @@ class Teacher:
 
         solutions: its own, a Trajectory each. Where it said no digit, score is None, probs empty.
         """
-        attempts = [(t.problem, t.text) for t in trajectories]
-        # A student repeats itself, and to read an attempt once is enough.
-        asked = {attempt: grading_messages(attempt[0], self.shown(solution), attempt[1])
-                 for attempt, solution in zip(attempts, solutions)}
+        asked = {}  # {(problem, text): conversation}: a student repeats itself, once is enough
+        for t, solution in zip(trajectories, solutions):
+            shown = solution.text
+            if self.sees_answer:
+                shown += f"\nRight answer: {solution.problem.answer}"
+            asked[t.problem, t.text] = grading_messages(t.problem, shown, t.text)
         probs, tokens = self.read(list(asked.values()))  # (b, 10)
         scores = (expected_score if self.how == "expected" else most_likely_score)(probs)  # (b,)
         found = dict(zip(asked, zip(probs.tolist(), scores.tolist())))
-        for t, attempt in zip(trajectories, attempts):
-            t.probs, t.score = found[attempt]
+        for t in trajectories:
+            t.probs, t.score = found[t.problem, t.text]
             if math.isnan(t.probs[0]):
                 t.probs, t.score = [], None
         return tokens
-
-    def shown(self, solution):
-        """What it reads of its own solution when it scores, with the right answer if it may."""
-        answer = f"\nRight answer: {solution.problem.answer}" if self.sees_answer else ""
-        return solution.text + answer
 
     def write(self, problems, begun):
         """Solutions that go on from the texts `begun`, greedily: a Trajectory each."""
@@ -200,13 +173,15 @@ class Teacher:
                                        self.max_new_tokens, self.batch, begun, author="teacher")
 
     def read(self, conversations):
-        """Ten probabilities for each conversation (B, 10), a row of NaN where it says no digit,
-        and how many tokens it read."""
+        """(ten probabilities for each conversation (B, 10), NaN where it says no digit; how many
+        tokens it read)."""
         prompts = [chat_ids(self.tokenizer, c) for c in conversations]
-        batch = min(16, self.batch)  # each prompt holds an attempt and a solution
+        read = score_probs
+        if self.how == "reply":
+            from more.reply import score_replies as read
         with without_lora(self.model):
-            probs = (score_replies if self.how == "reply" else score_probs)(
-                self.model, self.tokenizer, prompts, batch)
+            # each prompt holds an attempt and a solution, so fewer of them go side by side
+            probs = read(self.model, self.tokenizer, prompts, min(16, self.batch))
         return probs, sum(map(len, prompts))
 
 
@@ -215,30 +190,21 @@ def is_server(name):
     return "://" in (name or "")
 
 
-def check_teacher_flags(args):
-    """Refuse flags of a teacher that do not go together. An address loses nothing but secrets."""
-    if is_server(args.teacher):
-        from more.server import check_server
-        check_server(args.teacher, args.teacher_model)
-        if args.task == "search":
-            raise UserError("--teacher is a server, which cannot search here; use a folder or a "
-                            "hub name")
-    elif args.teacher_model:
-        raise UserError("--teacher-model names a teacher on a server; give --teacher http://...")
-
-
-def load_teacher(name, served_as, bits, student, device, how="expected", max_new_tokens=64,
-                 batch=64):
-    """The Teacher of a folder or hub name, of a server's URL, or of "self".
+def load_teacher(args, student, device, batch=64):
+    """The Teacher that the flags name: a folder or hub name, a server's URL, or "self".
 
     "self" is `student`, a (model, tokenizer), as it was before any training. Its adapters are off
     while it teaches, so no second model is held in memory.
     """
-    if is_server(name):
+    if is_server(args.teacher):
         from more.server import Server
-        return Server(name, served_as, how, max_new_tokens)
-    pair = student if name == "self" else load_model(name, bits, device, "--teacher")
-    return Teacher(*pair, how, max_new_tokens, batch)
+        teacher = Server(args.teacher, args.teacher_model, args.score, args.max_new_tokens)
+    else:
+        pair = student if args.teacher == "self" else load_model(args.teacher, args.bits, device,
+                                                                 "--teacher")
+        teacher = Teacher(*pair, args.score, args.max_new_tokens, batch)
+    teacher.sees_answer = args.teacher_sees_answer
+    return teacher
 
 
 # ------------------------------------------------------------------------------- is it any good?
@@ -256,31 +222,39 @@ def scores_of(trajectories):
     return [t.score for t in heard if t.right], [t.score for t in heard if not t.right]
 
 
-def best_threshold(right, wrong):
-    """theta for --theta auto: the cut that most of the right are above and most of the wrong below.
-
-    right, wrong: scores, two lists. Where only one kind is there, or a judge that says one number,
-    it is their median. Of cuts that are equally good the lowest is taken: it rejects least.
-    """
-    scores = sorted({*right, *wrong})
-    if not right or not wrong or len(scores) == 1:
-        return float(median([*right, *wrong] or [5.0]))
-    cuts = [(low + high) / 2 for low, high in zip(scores, scores[1:])]
-    return max(cuts, key=lambda cut: mean(s >= cut for s in right) - mean(s >= cut for s in wrong))
-
-
-def verdict(area):
-    """What an AUC promises for a training run, in words."""
-    return ("it cannot be told, these attempts were all right or all wrong" if math.isnan(area) else
-            "good, it knows right from wrong" if area >= 0.95 else
-            "fair, its scores mislead now and then" if area >= 0.8 else
-            "poor, a student that pleases it need not be right")
-
-
 # ------------------------------------------------------------------------------- a look at it
-TEACHER_HELP = ("folder or hub name; http://HOST:PORT/v1 of a server; or self, the student without "
-                "its adapters [the embedded one]")
-SCORE_HELP = "S(y): mean over ten probabilities [expected], likeliest digit, or digit of a reply"
+def teacher_flags(description):
+    """sample.py's flags and those of the teacher."""
+    parser = flags(description)
+    a = parser.add_argument
+    a("--teacher", help="folder or hub name; http://HOST:PORT/v1 of a server; or self, the student "
+      "without its adapters [the embedded one]")
+    a("--teacher-model", help="its name, where --teacher is a server")
+    a("--score", choices=["expected", "digit", "reply"], default="expected", help="S(y): mean over "
+      "ten probabilities, the likeliest digit, or the digit of a reply [expected]")
+    a("--teacher-sees-answer", action="store_true", help="it reads the right answer as it scores")
+    parser.set_defaults(problems=40, samples=8)
+    return parser
+
+
+def check_teacher_flags(args):
+    """Refuse flags of a teacher that do not go together, before anything is loaded."""
+    if is_server(args.teacher):
+        from more.server import check_server
+        check_server(args.teacher, args.teacher_model, args.task)
+    elif args.teacher_model:
+        raise UserError("--teacher-model names a teacher on a server; give --teacher http://...")
+
+
+def scored_attempts(args):
+    """(teacher, attempts of the student at unseen problems, scored, their solutions), by flags."""
+    check_teacher_flags(args)
+    model, tokenizer, attempts = sample_unseen(args)
+    args.teacher = args.teacher or embedded(args.task, "teacher")
+    teacher = load_teacher(args, (model, tokenizer), pick_device())
+    solutions = teacher.solve([t.problem for t in attempts])
+    teacher.score(attempts, solutions)
+    return teacher, attempts, solutions
 
 
 def draw_scores(trajectories, solution):
@@ -294,29 +268,6 @@ def draw_scores(trajectories, solution):
         print(f"  {'right' if t.right else 'wrong'}  S = {score} [{bars}]  {t.text}")
 
 
-def scored_attempts(args):
-    """(teacher, attempts of the student at unseen problems, scored, their solutions), by flags."""
-    check_teacher_flags(args)
-    model, tokenizer, attempts = sample_unseen(args)
-    teacher = load_teacher(args.teacher or embedded(args.task, "teacher"), args.teacher_model,
-                           args.bits, (model, tokenizer), pick_device(), args.score,
-                           args.max_new_tokens)
-    solutions = teacher.solve([t.problem for t in attempts])
-    teacher.score(attempts, solutions)
-    return teacher, attempts, solutions
-
-
-def teacher_flags(description):
-    """sample.py's flags and those of the teacher."""
-    parser = flags(description)
-    a = parser.add_argument
-    a("--teacher", help=TEACHER_HELP)
-    a("--teacher-model", help="its name, where --teacher is a server")
-    a("--score", choices=["expected", "digit", "reply"], default="expected", help=SCORE_HELP)
-    parser.set_defaults(problems=40, samples=8)
-    return parser
-
-
 def main():
     """Score attempts of the student, and draw the ten probabilities."""
     args = teacher_flags(__doc__).parse_args()
@@ -325,7 +276,7 @@ def main():
     right, wrong = scores_of(attempts)
     print(f"\n{len(right)} right attempts score {mean(right or [0]):.2f} on average, {len(wrong)} "
           f"wrong ones {mean(wrong or [0]):.2f}; a right one scores above a wrong one "
-          f"{auc(right, wrong):.1%} of the time (AUC): {verdict(auc(right, wrong))}.")
+          f"{auc(right, wrong):.1%} of the time (AUC; 50%: it guesses).")
 
 
 if __name__ == "__main__":

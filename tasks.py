@@ -1,8 +1,7 @@
 """The task: problems in plain English, a prompt for them, and a check of the answer.
 
-A problem is a short story of gains and losses. It is written from a random seed, so no data set has
-to be downloaded and nobody can have seen it before. One of them, as the student reads it and as it
-is worked out:
+A problem is a short story of gains and losses, written from a random seed. No data set has to be
+downloaded, and nobody can have seen it before. One of them, as the student reads it and worked out:
 
     Eva has 12 books. Eva buys 17. Eva sells 16. How many books does Eva have now? Think step by
     step. End with Answer: and the number.
@@ -12,8 +11,8 @@ is worked out:
 The *outcome reward* R(y) is exact match: 1 if what follows the last "Answer:" (or stands in the
 last \\boxed{}) is the right number, else 0.
 
-A task of another kind is a class with the methods of Problem. more/search.py has one in which an
-environment replies to the student; more/data.py has one for problems of your own.
+A task of another kind is a class with the methods of Problem: more/search.py has one in which an
+environment replies to the student, more/data.py one for problems of your own.
 
     python tasks.py    # a problem of each difficulty, and how answers are checked
 """
@@ -54,12 +53,7 @@ class UserError(Exception):
 def fail_in_one_line(main):
     """Run a script's main(): a UserError becomes one line on stderr and exit code 2."""
     sys.stdout.reconfigure(errors="replace")  # a terminal without a letter shows "?" for it
-
-    def error(parser, message):
-        """In place of argparse's own, which prints every flag first."""
-        raise UserError(message)
-
-    argparse.ArgumentParser.error = error
+    argparse.ArgumentParser.error = refuse  # its own prints every flag first
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         main()
@@ -71,12 +65,24 @@ def fail_in_one_line(main):
         sys.exit(130)
 
 
+def refuse(parser, message):
+    """What a parser does with flags that it cannot read."""
+    raise UserError(message)
+
+
+def make_parser(description):
+    """A parser of flags whose --help shows the docstring `description` as it is written."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return argparse.ArgumentParser(prog=spec and f"python -m {spec.name}", description=description,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def number(kind, low, high):
     """A type for argparse: an int or float between low and high."""
     def convert(text):
         """The number. argparse turns a ValueError into a line that names the flag."""
         value = kind(text)
-        if not low <= value <= high:
+        if not low <= value <= high:  # as is NaN
             raise argparse.ArgumentTypeError(f"{text} must lie between {low} and {high}")
         return value
     convert.__name__ = kind.__name__  # which that line names, too
@@ -207,9 +213,8 @@ def task_stream(task, seed, difficulty=1, held_out=False, turns=4):
 # ------------------------------------------------------------------------------- a look at it
 def main():
     """Show a problem of each difficulty, and how an answer is checked."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of the problems")
+    parser = make_parser(__doc__)
+    parser.add_argument("--seed", type=number(int, 0, 2**63), default=0, help="of the problems")
     args = parser.parse_args()
     problems = [next(problem_stream(args.seed, d)) for d in DIFFICULTY]
     for difficulty, p in zip(DIFFICULTY, problems):

@@ -18,10 +18,8 @@ embedded miniature in tiny/, which runs on any laptop. The methods:
     sft      the teacher's own trajectories alone, nothing is sampled: off-policy
 
 One run is an anecdote: python -m more.compare takes several methods through several seeds. In
-[a | b] below, a is the default with the embedded pair and b that with the hub's.
-
-A run leaves in --out: metrics.csv, a row a step; samples.jsonl, every trajectory with its score;
-adapter/, in PEFT's format; and result.json, before and after with all settings and versions.
+[a | b] below, a is the default with the embedded pair and b that with the hub's. A run leaves in
+--out metrics.csv, samples.jsonl, adapter/ and result.json, see more/record.py.
 """
 import os
 import time
@@ -29,27 +27,23 @@ import time
 BEGAN = time.time()  # the imports below take seconds that count
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing is compiled; its compiler loads slowly
 
-import argparse
-import csv
-import json
 import math
 import re
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import islice, repeat
-from statistics import fmean, mean, pstdev
+from statistics import mean
 
 import torch
 from tqdm import tqdm
 
 from ovd import (accept, group_advantages, peak_bytes, reset_peak, reverse_kl, tied_groups,
                  token_logprobs, trajectory_loss)
-from sample import (Trajectory, as_data, chat_ids, check_words, embedded, left_pad, load_student,
-                    pick_device, quiet, sample_trajectories, save_adapter, without_lora)
-from score import (SCORE_HELP, TEACHER_HELP, auc, best_threshold, check_teacher_flags, is_server,
-                   load_teacher, scores_of)
-from tasks import DIFFICULTY, INFORMATION, UserError, fail_in_one_line, number, task_stream
+from sample import (Trajectory, as_data, chat_ids, check_words, embedded, entropy, left_pad,
+                    load_student, pick_device, quiet, sample_trajectories, without_lora)
+from score import (auc, check_teacher_flags, is_server, load_teacher, scores_of,
+                   teacher_flags)
+from tasks import INFORMATION, UserError, fail_in_one_line, number, task_stream
 
 METHODS = ("ovd", "judge", "grpo", "format", "logits", "sft")
 PEAKS = {}  # phase: the most memory held in it, in bytes, see mark()
@@ -266,7 +260,7 @@ def drift(batch, logprobs, start, args):
 # ------------------------------------------------------------------------------- the loop
 def train(student, tokenizer, teacher, stream, args, out):
     """The method. Returns the rows of metrics.csv."""
-    from more import checkpoint  # a run that was stopped goes on where it was
+    from more import checkpoint, record  # what a run leaves in its folder, and how it goes on there
     groups = 1 if args.one_shot else args.problems  # copies of one problem make one large group
     n = args.problems * args.samples // groups
     prompts = list(islice(stream, args.steps * groups))
@@ -298,9 +292,9 @@ def train(student, tokenizer, teacher, stream, args, out):
         figures = update(student, teacher, optimiser, batch, args, tokenizer.pad_token_id)
         mark("update")
 
-        rows.append({"step": step, **step_figures(y, y_new, batch, tied, args), **figures,
+        rows.append({"step": step, **record.step_figures(y, y_new, batch, tied, args), **figures,
                      "teacher_read": tokens_read, "seconds": time.time() - began})
-        log_step(out, rows[-1], y, y_new)
+        record.log_step(out, rows[-1], y, y_new)
         if args.method in ("ovd", "judge") and rows[-1]["scored"] < 0.5:
             raise UserError(f"--teacher {args.teacher}: more than half of the trajectories got no "
                             f"score in step {step}; {teacher.why}")
@@ -336,10 +330,8 @@ def judge(y, teacher, tokenizer, args):
             for t in y + distinct:
                 t.reward = 0.0 if t.score is None else t.score / 9
         if args.theta == "auto":
-            args.theta = best_threshold(*scores_of(y))
-            share = mean(not is_rejected(t, args.theta) for t in y)
-            tqdm.write(f"theta = {args.theta:.2f}, chosen by the first {len(y)} attempts, accepts "
-                       f"{share:.0%} of them")
+            from more.judge import choose_theta
+            args.theta = choose_theta(y)
     if args.method == "ovd":
         y_new, more = replace_rejected(y, solutions, teacher, tokenizer, args)
         tokens += more
@@ -356,48 +348,6 @@ def mark(phase):
     reset_peak(device)
 
 
-# ------------------------------------------------------------------------------- the log
-def entropy(trajectories):
-    """Nats a token, as the mean of -log pi over what the student chose."""
-    chosen = [lp for t in trajectories for lp, author, trained in zip(t.logprobs, t.authors, t.mask)
-              if author == "student" and trained]
-    return -fmean(chosen or [math.nan])
-
-
-def step_figures(y, y_new, batch, tied, args):
-    """What is logged of a step beside the update's own figures; more/README.md explains each."""
-    right, wrong = scores_of(y)
-    sizes = [t.advantage for t in batch] or [0.0]
-    return {"reward": mean(t.reward for t in y), "score": mean(right + wrong or [math.nan]),
-            "auc": auc(right, wrong) if args.reward == "outcome" else math.nan,
-            "scored": len(right + wrong) / len(y),
-            "accepted": mean(t.score is not None and not is_rejected(t, args.theta) for t in y),
-            "replaced": mean(t is not None for t in y_new),
-            "tied_groups": tied, "advantage": mean(map(abs, sizes)), "spread": pstdev(sizes),
-            "entropy": entropy(y), "cut_off": mean(not t.stopped for t in y),
-            "student_tokens": sum(t.authors.count("student") for t in y),
-            "new_tokens": sum(t.authors.count("teacher") for t in y_new if t)}
-
-
-def log_step(out, row, y, y_new):
-    """Append a row to metrics.csv and a line for each trajectory to samples.jsonl."""
-    with open(out / "metrics.csv", "a", newline="") as f:
-        if row["step"] == 1:
-            csv.writer(f).writerow(row)
-        csv.writer(f).writerow(f"{v:.6g}" for v in row.values())
-    with open(out / "samples.jsonl", "a", encoding="utf-8") as f:
-        for t, new in zip(y, y_new):
-            # how much of the attempt is left in what replaced it, in characters
-            kept = len(os.path.commonprefix([t.text, new.text])) if new and "student" in \
-                new.authors else 0
-            line = {"step": row["step"], "question": t.problem.question, "answer": t.problem.answer,
-                    "text": t.text, "stopped": t.stopped, "reward": t.reward, "probs": t.probs,
-                    "score": t.score, "advantage": t.advantage, "replaced_by": new and {
-                        "text": new.text, "kept": kept, "reward": new.reward,
-                        "advantage": new.advantage}}
-            f.write(json.dumps(line) + "\n")
-
-
 # ------------------------------------------------------------------------------- before and after
 def evaluate(student, tokenizer, test, args):
     """How good it is on `test`: (figures, a trajectory each sampled at T = 1, a greedy one each).
@@ -410,8 +360,7 @@ def evaluate(student, tokenizer, test, args):
                                [1.0, 0.0] * len(test), args.max_new_tokens, args.batch)
     sampled, greedy = both[::2], both[1::2]
     mark("testing")
-    figures = {"pass_at_1": share_right(sampled),
-               "greedy": share_right(greedy), "n": len(test),
+    figures = {"pass_at_1": share_right(sampled), "greedy": share_right(greedy), "n": len(test),
                "entropy": entropy(sampled)}
     if args.task == "search":
         from more.search import search_figures
@@ -424,7 +373,7 @@ def share_right(trajectories):
     return mean(t.stopped and t.problem.is_right(t.text) for t in trajectories)
 
 
-def first_look(teacher, sampled, args):
+def first_look(teacher, sampled):
     """One line on how good the teacher is, from attempts made before any training."""
     teacher.score(sampled, teacher.solve([t.problem for t in sampled]))
     teacher.written.clear()  # these are no part of what the run costs
@@ -442,71 +391,49 @@ HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507"
 
 
 def flags():
-    """Every flag of a run, with its rule and a line that says what it does."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    a, count, size = parser.add_argument, number(int, 1, 10**5), number(int, 1, 10**6)
-    # the method
+    """Every flag of a run: those of score.py and sample.py, and these. Their help is their rule."""
+    parser = teacher_flags(__doc__)
+    # What is None goes by the pair. The loss divides by the temperature, so it is not 0.
+    parser.set_defaults(problems=4, samples=8, difficulty=None, max_new_tokens=None)
+    a, size = parser.add_argument, number(int, 1, 10**6)
     a("--method", choices=METHODS, default="ovd", help="see above [ovd]")
     a("--one-shot", action="store_true", help="ONE random problem is every prompt of the run")
     a("--steps", type=number(int, 0, 10**6), default=16, help="updates [16]")
-    a("--problems", type=count, default=4, help="a step; one-shot: copies [4]")
-    a("--samples", type=count, default=8, help="N, sampled for each problem [8]")
     a("--theta", type=threshold, default=5.0, help="accepted where S(y) >= theta; auto: "
       "the cut that tells right from wrong best among the first attempts [5]")
     a("--literal", action="store_true", help="replace even by what earns no more than the attempt")
     a("--reward", choices=["outcome", "verbal"], default="outcome", help="R: is the answer right; "
       "or, where nobody knows, the teacher's own score / 9 [outcome]")
-    a("--score", choices=["expected", "digit", "reply"], default="expected", help=SCORE_HELP)
     a("--replace", choices=["none", "whole", "suffix"], default="whole", help="a rejected one by: "
       "nothing; the teacher's own; its good steps and the teacher's continuation [whole]")
     a("--suffix", choices=["trained", "read"], default="trained", help="is the latter trained on?")
     a("--baseline", choices=["none", "own", "mixed", "union"], default="own", help="subtracted "
       "from R: nothing; the mean of the student's own group before replacement; of the mixed group "
       "(it fails, try it); of both together, the rejected ones staying in [own]")
-    a("--teacher-sees-answer", action="store_true", help="it reads the right answer as it scores")
-    a("--temperature", type=number(float, 1e-3, 100), default=1.0, help="of sampling and loss [1]")
     a("--lr", type=number(float, 1e-12, 1), help="learning rate of AdamW [5e-4 | 5e-5]")
     a("--kl", type=number(float, 0, 1e6), default=0.0, help="pull to the untrained student [0]")
-    a("--seed", type=number(int, 0, 2**63), default=0, help="of problems, sampling, adapters [0]")
-    add_model_flags(a, size)
-    # what is learned and tested
-    a("--task", choices=["math", "search"], default="math", help="stories, or to be searched for")
-    a("--difficulty", type=int, choices=DIFFICULTY, help="of problems written here [1 | 4]")
     a("--eval-problems", type=size, default=500, help="unseen ones, to test on [500]")
     a("--turns", type=number(int, 0, 1000), default=4, help="searches a trajectory may make [4]")
-    add_data_flags(a)
-    a("--out", help="folder for the results; a run that was stopped there goes on [runs/<time>]")
-    a("--report", action="store_true", help="write a page that shows the run, see more/report.py")
-    return parser
-
-
-def add_model_flags(a, size):
-    """The two models, and what they take of the machine."""
-    a("--student", help="folder, hub name, or the adapter/ of an earlier run [by machine]")
-    a("--teacher", help=TEACHER_HELP)
-    a("--teacher-model", help="name of the teacher on that server")
-    a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4, both models; 16: as stored")
-    a("--max-new-tokens", "--tokens", type=size, help="a turn ends here [64, search 32 | 512]")
+    # what the machine can hold
     a("--batch", type=size, help="trajectories sampled side by side [256 | 32]")
     a("--micro-batch", type=size, help="trajectories a backward pass: saves memory [32 | 1]")
     a("--chunk", type=number(int, 0, 10**9), help="tokens a slice of logits, 0: all [0 | 128]")
     a("--checkpointing", action="store_true", help="recompute layers going back: memory for time")
-
-
-def threshold(text):
-    """A number in 0..9, or "auto"."""
-    return text if text == "auto" else number(float, 0, 9)(text)
-
-
-def add_data_flags(a):
-    """Problems and passages of your own, see more/README.md."""
+    # problems and passages of your own, see more/README.md
     a("--data", help='problems, {"question": "...", "answer": "..."} a line, a file or '
       "hf://datasets/OWNER/NAME/FILE.jsonl; a fifth is held out")
     a("--eval-data", help="problems to test on in place of that fifth")
     a("--question-field", default="question", help="the question in --data and --eval-data")
     a("--answer-field", default="answer", help="the answer")
     a("--corpus", help="passages to search, JSONL of id, title, text; --data has the questions")
+    a("--out", help="folder for the results; a run that was stopped there goes on [runs/<time>]")
+    a("--report", action="store_true", help="write a page that shows the run, see more/report.py")
+    return parser
+
+
+def threshold(text):
+    """A number in 0..9, or "auto"."""
+    return text if text == "auto" else number(float, 0, 9)(text)
 
 
 def parse(argv=None):
@@ -521,65 +448,56 @@ def check(args):
     for name, value in vars(args).items():
         if value == "":  # as of a variable of the shell that is not set
             raise UserError(f"--{name.replace('_', '-')} is empty; give a value or leave it out")
-    group, server = args.samples * (args.problems if args.one_shot else 1), is_server(args.teacher)
-    if group < 2 and args.method not in ("logits", "sft"):
-        raise UserError(f"--samples {args.samples} makes a group of one, which has no mean to be "
-                        "compared with; use at least 2")
-    if args.method == "logits" and (server or args.teacher == "self"):
-        raise UserError("--teacher has no other logits to match; use --method ovd: text alone")
     check_teacher_flags(args)
-    if server and args.method == "ovd" and args.replace == "suffix":
-        raise UserError("--teacher is a server, which cannot go on from the middle of a text; use "
-                        "--replace whole")
-    if args.reward == "verbal" and args.method not in ("ovd", "judge"):
-        raise UserError("--reward verbal is the teacher's score, and only ovd and judge ask for it")
-    if args.reward == "verbal" and args.teacher_sees_answer:
-        raise UserError("--teacher-sees-answer: with --reward verbal there is no answer to see")
-    if args.corpus and not (args.task == "search" and args.data):
-        raise UserError("--corpus is for --task search, with --data for the questions")
-    if args.task == "search" and (args.data or args.eval_data) and not args.corpus:
-        raise UserError("--data and --eval-data need --corpus, to find their answers in")
+    group, server = args.samples * (args.problems if args.one_shot else 1), is_server(args.teacher)
+    for wrong, message in (
+            (args.temperature < 1e-3, "--temperature is what the loss divides by; give 1e-3 or "
+             "more"),
+            (group < 2 and args.method not in ("logits", "sft"), f"--samples {args.samples} makes "
+             "a group of one, which has no mean to be compared with; use at least 2"),
+            (args.method == "logits" and (server or args.teacher == "self"), "--teacher has no "
+             "other logits to match; use --method ovd: text alone"),
+            (server and args.method == "ovd" and args.replace == "suffix", "--teacher is a server, "
+             "which cannot go on from the middle of a text; use --replace whole"),
+            (args.reward == "verbal" and args.method not in ("ovd", "judge"), "--reward verbal is "
+             "the teacher's score, and only ovd and judge ask for it"),
+            (args.reward == "verbal" and args.teacher_sees_answer, "--teacher-sees-answer: with "
+             "--reward verbal there is no answer to see"),
+            (args.corpus and not (args.task == "search" and args.data), "--corpus is for --task "
+             "search, with --data for the questions"),
+            (args.task == "search" and (args.data or args.eval_data) and not args.corpus, "--data "
+             "and --eval-data need --corpus, to find their answers in")):
+        if wrong:
+            raise UserError(message)
 
 
 # ------------------------------------------------------------------------------- a run
 def load_pair(args, device):
-    """(student, tokenizer, base's name, Teacher or None), and args filled in with its defaults."""
+    """(student, tokenizer, base's name, Teacher or None), and args filled in with its defaults.
+
+    On a GPU whose default pair is out of reach it is the embedded one.
+    """
     pair = HUB_PAIR if device == "cuda" else TINY_PAIRS[args.task]
     where = torch.cuda.get_device_name() if device == "cuda" else "the CPU, no CUDA GPU was found"
     print(f"student {args.student or pair['student']}, {args.bits}-bit, on {where}")
-    student, tokenizer, base = load_student(args.student or pair["student"], args.bits, device)
-    if student.num_parameters() < 50e6:  # the defaults go by its size
-        pair = TINY_PAIRS[args.task]
-    elif args.student:
-        pair = HUB_PAIR
+    try:
+        student, tokenizer, base = load_student(args.student or pair["student"], args.bits, device)
+    except UserError as e:
+        if args.student or pair is not HUB_PAIR:
+            raise
+        print(f"the default pair for a GPU cannot be had, so the embedded one is used; {e}")
+        student, tokenizer, base = load_student(embedded(args.task, "student"), args.bits, device)
+    # The defaults go by its size: an embedded student has 2 million weights.
+    pair = TINY_PAIRS[args.task] if student.num_parameters() < 50e6 else HUB_PAIR
     vars(args).update((k, v) for k, v in pair.items() if getattr(args, k) is None)
     if args.method in ("grpo", "format"):
         return student, tokenizer, base, None
     print(f"teacher {args.teacher_model or f'{args.teacher}, {args.bits}-bit'}")
-    teacher = load_teacher(args.teacher, args.teacher_model, args.bits, (student, tokenizer),
-                           device, args.score, args.max_new_tokens, args.batch)
-    teacher.sees_answer = args.teacher_sees_answer
+    teacher = load_teacher(args, (student, tokenizer), device, args.batch)
     if args.method == "logits" and tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise UserError("--method logits: student and teacher have different vocabularies, so "
                         "there is nothing to match; use --method ovd, which needs text alone")
     return student, tokenizer, base, teacher
-
-
-def load_default_pair(args, device):
-    """load_pair; and on a GPU whose default pair is out of reach, the embedded one."""
-    quiet()
-    PEAKS.clear()
-    torch.manual_seed(args.seed)
-    from more.plan import warn
-    warn(args, device)  # one line, before anything is loaded, where it will hardly fit
-    try:
-        return load_pair(args, device)
-    except UserError as e:
-        if device != "cuda" or args.student not in (None, HUB_PAIR["student"]):
-            raise
-        print(f"the default pair for a GPU cannot be had, so the embedded one is used; {e}")
-        vars(args).update(TINY_PAIRS[args.task])
-        return load_pair(args, device)
 
 
 def load_problems(args):
@@ -600,12 +518,16 @@ def run(args, test=evaluate):
 
     test: evaluate(), or what a comparison calls in its place, before training and after it.
     """
-    from more import checkpoint
+    from more import adapter, checkpoint, plan, record
     began, asked, device = time.time(), dict(vars(args)), pick_device()
     out, finished = checkpoint.open_folder(args)
     if finished:
-        return say_in_one_sentence(finished, f"{out} holds this run, and it is finished")
-    student, tokenizer, base, teacher = load_default_pair(args, device)
+        return record.say_in_one_sentence(finished, f"{out} holds this run, and it is finished")
+    quiet()
+    PEAKS.clear()
+    torch.manual_seed(args.seed)
+    plan.warn(args, device)  # one line, before anything is loaded, where it will hardly fit
+    student, tokenizer, base, teacher = load_pair(args, device)
     mark("loading")
     stream, unseen = load_problems(args)
     check_words(tokenizer, unseen[0], args.student)
@@ -616,11 +538,11 @@ def run(args, test=evaluate):
         before, sampled, _ = test(student, tokenizer, unseen, args)
         print(f"before: {before['pass_at_1']:.1%} right sampled, {before['greedy']:.1%} greedy")
         if args.method in ("ovd", "judge"):
-            first_look(teacher, sampled[:64], args)
+            first_look(teacher, sampled[:64])
         try:
             rows = train(student, tokenizer, teacher, stream, args, out)
         finally:  # whatever happened, what was learned is kept
-            save_adapter(student, out / "adapter", base)
+            adapter.save_adapter(student, out / "adapter", base)
         after, _, greedy = test(student, tokenizer, unseen, args)
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"out of GPU memory; try --batch {max(1, args.batch // 4)} --micro-batch 1 "
@@ -629,57 +551,11 @@ def run(args, test=evaluate):
         print(f"\nstopped; the adapter so far is in {out / 'adapter'}, and the same command with "
               f"--out {out} goes on from the last step that was kept")
         sys.exit(130)
-    seconds = time.time() - (BEGAN if test is evaluate else began)
-    result = {**{k: getattr(args, k) for k in ("method", "task", "seed", "one_shot", "steps")},
-              "before": before, "after": after, "seconds": seconds, **costs(rows, teacher),
-              "settings": vars(args), "asked": asked}
+    result = record.result_of(args, asked, before, after, rows, teacher, PEAKS)
+    result["seconds"] = time.time() - (BEGAN if test is evaluate else began)
     checkpoint.finish(out, result)
-    i = next((i for i, t in enumerate(sampled) if not t.right), 0)
-    print(f"\nan unseen problem it had wrong: {unseen[i].question} ({unseen[i].answer})\n"
-          f"  before  {sampled[i].text}\n  after   {greedy[i].text}\n")
-    return say_in_one_sentence(result, where_to_look(out, args))
-
-
-def where_to_look(out, args):
-    """The page of a run, written if that was asked for, or the command that writes it."""
-    if not args.report:
-        return f"python -m more.report {out} shows this run as a page; more.explain sums it up"
-    from more.report import write_report
-    return f"the page of this run is {write_report(out)}"
-
-
-def costs(rows, teacher):
-    """Of a run: memory in bytes, tokens, updates, and the versions that it ran with.
-
-    Read by the teacher is what it scored, and the problems it solved.
-    """
-    sampled, read, placed, tied = (
-        int(sum(row[column] for row in rows))
-        for column in ("student_tokens", "teacher_read", "new_tokens", "tied_groups"))
-    solutions = teacher.written.values() if teacher else ()
-    return {"tied_groups": tied, "budget": {
-                "student_sampled": sampled, "updates": len(rows), "put_in_place": placed,
-                "teacher_read": read + sum(len(t.prompt_ids) for t in solutions),
-                "teacher_written": sum(sum(t.mask) for t in solutions)},
-            "peak_bytes": max(PEAKS.values()), "peak_by_phase": PEAKS, "device": pick_device(),
-            "versions": {p: version(p) for p in ("torch", "transformers", "bitsandbytes")}}
-
-
-def say_in_one_sentence(result, first):
-    """Print a line and then what happened, from what result.json holds; returns that."""
-    print(first)
-    before, after, settings = result["before"], result["after"], result["settings"]
-    changes = {k: f"{before[k]:{form}} -> {after[k]:{form}}" for k, form in
-               (("pass_at_1", ".1%"), ("greedy", ".1%"), ("f1", ".2f"), ("searches", ".1f"))
-               if k in after}
-    searches = f"; F1 {changes['f1']}; searches a trajectory {changes['searches']}" \
-        if "f1" in after else ""
-    print(f"{result['method']}{' from one problem' if settings['one_shot'] else ''}: "
-          f"{changes['pass_at_1']} of {after['n']} unseen problems right when sampled "
-          f"({100 * (after['pass_at_1'] - before['pass_at_1']):+.1f} points; greedy "
-          f"{changes['greedy']}{searches}), {settings['steps']} updates, "
-          f"{result['seconds']:.0f} s, peak {result['peak_bytes'] / 2**30:.2f} GiB.")
-    return result
+    record.show_change(unseen, sampled, greedy)
+    return record.say_in_one_sentence(result, record.where_to_look(out, args.report))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,33 @@
-"""Loads the adapter/ folder that a run left, or any LoRA in PEFT's format, on its base model.
+"""The adapter/ folder of a run, in PEFT's format: written, and loaded on its base model.
 
     python sample.py --student runs/NAME/adapter    # sample.load_student calls load_adapter below
     python -m more.adapter runs/NAME/adapter        # what is in one, and how far it has moved
 """
-import argparse
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sample import add_lora, lora_layers
-from tasks import UserError, fail_in_one_line
+from tasks import UserError, fail_in_one_line, make_parser
 
 MEND = "give the adapter/ folder of a run made with the same student"
+
+
+def save_adapter(model, folder, base_name):
+    """Write the adapters in PEFT's format, for PeftModel.from_pretrained(base, folder)."""
+    layers = lora_layers(model)
+    first = next(iter(layers.values()))
+    r = first.lora_A.shape[0]
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": r, "lora_alpha": first.scale * r,
+              "base_model_name_or_path": str(base_name), "lora_dropout": 0.0, "bias": "none",
+              "fan_in_fan_out": False, "inference_mode": True,
+              "target_modules": sorted({name.rpartition(".")[2] for name in layers})}
+    tensors = {f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().cpu()
+               for name, layer in layers.items() for part in ("lora_A", "lora_B")}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(tensors, Path(folder) / "adapter_model.safetensors")
+    (Path(folder) / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
 def base_name(folder):
@@ -54,8 +69,7 @@ def fill(parameter, tensor):
 
 def main():
     """Print what an adapter holds."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("folder", help="a run's adapter/")
     folder = Path(parser.parse_args().folder)
     base = base_name(folder)

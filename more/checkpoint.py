@@ -7,7 +7,6 @@ name and then renamed, so it is there and whole, or not there. It holds safetens
 
     python -m more.checkpoint runs/NAME    # how far a run is
 """
-import argparse
 import json
 import os
 import time
@@ -18,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sample import Trajectory
-from tasks import UserError, fail_in_one_line
+from tasks import UserError, fail_in_one_line, make_parser
 
 NAME = "checkpoint.safetensors"
 LOGS = ("metrics.csv", "samples.jsonl")
@@ -158,8 +157,7 @@ def unpack(written, teacher, problems):
 
 def main():
     """Say how far a run is."""
-    parser = argparse.ArgumentParser(prog="python -m more.checkpoint", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("folder", help="the --out of a run")
     folder = Path(parser.parse_args().folder)
     try:

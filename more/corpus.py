@@ -8,7 +8,6 @@ FILE.index, and is used again as long as the file stays as it is.
     python train.py --task search --corpus passages.jsonl --data questions.jsonl \\
         --student NAME --teacher NAME
 """
-import argparse
 import os
 import time
 import unicodedata
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from more.data import check_file, read_lines
 from more.search import show_found
-from tasks import UserError, fail_in_one_line
+from tasks import UserError, fail_in_one_line, make_parser
 
 try:
     import tantivy
@@ -180,8 +179,7 @@ def add_passages(writer, path):
 # ------------------------------------------------------------------------------- a look at it
 def main():
     """Index a file of passages, and show what is found in it."""
-    parser = argparse.ArgumentParser(prog="python -m more.corpus", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("file", help=f"JSONL of {PASSAGE}")
     parser.add_argument("query", help="words to look up")
     args = parser.parse_args()

@@ -8,7 +8,6 @@ answers may be written in another way: 0.5 is 1/2 is \\frac{1}{2}, and 5.4 cm is
     python -m more.data my.jsonl --question-field problem --answer-field solution
     python train.py --data my.jsonl --student NAME --teacher NAME
 """
-import argparse
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from fractions import Fraction
 from operator import itemgetter
 
 from more.search import SearchProblem, squad_words
-from tasks import Problem, UserError, extract_answer, fail_in_one_line, task_stream
+from tasks import Problem, UserError, extract_answer, fail_in_one_line, make_parser, task_stream
 
 # How one answer is written in many ways. In this order: what is found, what it becomes, an example.
 NUMBER = r"-?\$?\d(?:,?\d)*(?:\.\d+)?(?:/\d+)?"
@@ -207,8 +206,7 @@ def split_problems(args):
 # ------------------------------------------------------------------------------- a look at it
 def main():
     """Show the first five problems of a file, and how an answer is checked."""
-    parser = argparse.ArgumentParser(prog="python -m more.data", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("file", help='JSONL of {"question": "...", "answer": "..."}')
     parser.add_argument("--question-field", default="question", help="the question [%(default)s]")
     parser.add_argument("--answer-field", default="answer", help="the answer [%(default)s]")

@@ -2,14 +2,13 @@
 
     python -m more.explain runs/NAME
 """
-import argparse
 import csv
 import json
 import math
 from pathlib import Path
 from statistics import fmean
 
-from tasks import UserError, fail_in_one_line
+from tasks import UserError, fail_in_one_line, make_parser
 
 
 def read_run(folder):
@@ -104,8 +103,7 @@ def explain(folder):
 
 def main():
     """Explain one run."""
-    parser = argparse.ArgumentParser(prog="python -m more.explain", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("folder", help="the --out of a finished run of train.py")
     args = parser.parse_args()
     explain(args.folder)

@@ -11,7 +11,6 @@ even those it was trained over. They are rounded, and the sum would be rounded t
 again: nearly every change that training makes is smaller than half such a step. bfloat16 rounds the
 sum too, but no more coarsely than a model in bfloat16 rounds all it computes.
 """
-import argparse
 import json
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 from transformers import AutoTokenizer
 
 from sample import load_model, quiet
-from tasks import UserError, fail_in_one_line
+from tasks import UserError, fail_in_one_line, make_parser
 
 
 def find_base(adapter):
@@ -66,8 +65,7 @@ def export(run, folder):
 
 def main():
     """Export a run, and say what was written."""
-    parser = argparse.ArgumentParser(prog="python -m more.export", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("run", help="the --out of a run of train.py")
     parser.add_argument("folder", help="a new folder for the merged model")
     args = parser.parse_args()

@@ -5,14 +5,13 @@
         python -m more.ladder --tokens $n --chunk 128 --json runs/ladder/$n.json; done
     python -m more.ladder_picture runs/ladder/*.json memory.png
 """
-import argparse
 import json
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from more.picture import LOOK, save
-from tasks import UserError, fail_in_one_line
+from tasks import UserError, fail_in_one_line, make_parser
 
 MIB = 2**20
 LINES = {  # grey to black, dash and mark: told apart without colour
@@ -87,8 +86,7 @@ def draw_growth(axes, rows):
 
 def main():
     """Draw the ladder."""
-    parser = argparse.ArgumentParser(prog="python -m more.ladder_picture", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("files", nargs="+", help="of python -m more.ladder --json")
     parser.add_argument("target", help="the picture to write")
     args = parser.parse_args()

@@ -5,13 +5,12 @@
 FOLDER becomes a model like A and B, to be named wherever they can be: tokenizer and config are
 A's. A share of 0 gives A and a share of 1 gives B, bit for bit.
 """
-import argparse
 import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from tasks import UserError, fail_in_one_line
+from tasks import UserError, fail_in_one_line, make_parser
 
 
 def read_weights(folder):
@@ -61,8 +60,7 @@ def mix(first, second, share, folder):
 
 def main():
     """Mix, and say what was mixed."""
-    parser = argparse.ArgumentParser(prog="python -m more.mix", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("A", help="folder of a model")
     parser.add_argument("B", help="folder of another checkpoint of it")
     parser.add_argument("SHARE", type=float, help="of B, from 0 to 1")

@@ -7,7 +7,6 @@ Nothing is downloaded: the sizes are those in more/plan.py, the tokenizer is the
 most of what is sampled decodes to nothing. --layers cuts both models down for a machine without a
 GPU.
 """
-import argparse
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from more.plan import SHAPES
 from sample import TINY
-from tasks import UserError, fail_in_one_line
+from tasks import UserError, fail_in_one_line, make_parser
 from train import HUB_PAIR
 
 
@@ -44,8 +43,7 @@ def write_random_model(name, folder, layers=None, device="cpu"):
 
 def main():
     """Write both models."""
-    parser = argparse.ArgumentParser(prog="python -m more.pair", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("folder", help="for the folders student and teacher")
     for role in ("student", "teacher"):
         parser.add_argument(f"--{role}", choices=SHAPES, default=HUB_PAIR[role], metavar="NAME",

@@ -3,13 +3,12 @@
     pip install matplotlib
     python -m more.picture runs/NAME picture.png
 """
-import argparse
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from more.explain import read_run
-from tasks import UserError, fail_in_one_line
+from tasks import UserError, fail_in_one_line, make_parser
 
 LOOK = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -50,8 +49,7 @@ def save(figure, target):
 
 def main():
     """Draw one run."""
-    parser = argparse.ArgumentParser(prog="python -m more.picture", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("folder", help="the --out of a finished run of train.py")
     parser.add_argument("target", help="the picture to write")
     args = parser.parse_args()

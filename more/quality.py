@@ -19,8 +19,8 @@ from pathlib import Path
 from more.checkpoint import write_whole
 from more.compare import compare, flags, interval
 from more.mix import mix
-from sample import embedded, pick_device, quiet
-from score import load_teacher
+from sample import embedded, load_model, pick_device, quiet
+from score import Teacher
 from tasks import fail_in_one_line, task_stream
 
 SHARES = (0, 0.4, 0.5, 0.6, 0.7, 0.8, 1)  # of the full teacher in the mixture
@@ -44,7 +44,7 @@ def make_teachers(out):
 
 def share_solved(folder, difficulty, max_new_tokens, problems=500):
     """The share of unseen problems that a teacher solves."""
-    teacher = load_teacher(str(folder), None, 4, None, pick_device(), "expected", max_new_tokens)
+    teacher = Teacher(*load_model(folder, 4, pick_device()), max_new_tokens=max_new_tokens)
     solutions = teacher.solve(list(islice(task_stream("math", 0, difficulty, True), problems)))
     return sum(solution.right for solution in solutions) / problems
 

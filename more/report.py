@@ -6,12 +6,11 @@ It writes runs/NAME/report.html, one file that needs neither a server nor a netw
 wrote stands in it as JSON, and its script shows that as text, never as HTML. report_data.py gathers
 what is shown; how it looks is below, in HTML, CSS and JavaScript.
 """
-import argparse
 import json
 from pathlib import Path
 
 from more.report_data import describe_comparison, describe_run
-from tasks import UserError, fail_in_one_line
+from tasks import UserError, fail_in_one_line, make_parser
 
 # The page: its style, the places to fill, and the script that fills them from {{data}}.
 PAGE = r"""<!doctype html>
@@ -239,8 +238,7 @@ def write_report(folder):
 
 def main():
     """Write the page of a run or of a comparison, and say where it is."""
-    parser = argparse.ArgumentParser(prog="python -m more.report", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("folder", help="the --out of a finished run, or of a comparison")
     path = write_report(parser.parse_args().folder)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB in one file; open it in a browser.")

@@ -18,7 +18,6 @@ below holds a small world in memory. more/corpus.py has one for millions of pass
     python -m more.search "Hollow Desert book"    # what the engine finds in a world
     python sample.py --task search                # what the embedded student does in it
 """
-import argparse
 import random
 import re
 import sqlite3
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 from itertools import count
 from statistics import mean
 
-from tasks import INFORMATION, Problem, fail_in_one_line
+from tasks import INFORMATION, Problem, fail_in_one_line, make_parser
 
 
 # ------------------------------------------------------------------------------- the engine
@@ -259,8 +258,7 @@ def show_found(search, query):
 
 def main():
     """Show a question of a small world with its worked solution, and what its engine finds."""
-    parser = argparse.ArgumentParser(prog="python -m more.search", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("query", nargs="?", default="Hollow Desert book", help="[%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of the world")
     args = parser.parse_args()

@@ -10,7 +10,6 @@ shown, so that a server which echoes the key does not put it on the screen or in
     python -m more.server http://HOST:PORT/v1 MODEL    # a few attempts: are the scores of any use?
     python train.py --teacher http://HOST:PORT/v1 --teacher-model MODEL
 """
-import argparse
 import base64
 import html
 import json
@@ -29,9 +28,11 @@ from urllib.request import (HTTPDefaultErrorHandler, HTTPErrorProcessor, HTTPHan
 import torch
 from tqdm.contrib.concurrent import thread_map
 
+from more.judge import verdict
+from more.reply import parse_reply
 from sample import Trajectory, as_data
-from score import Teacher, auc, grading_messages, parse_reply, scores_of, verdict
-from tasks import Problem, UserError, fail_in_one_line, problem_stream
+from score import Teacher, auc, grading_messages, scores_of
+from tasks import Problem, UserError, fail_in_one_line, make_parser, problem_stream
 
 
 # ------------------------------------------------------------------------------- what may be shown
@@ -41,8 +42,11 @@ def shown_url(url):
     return parts[1] + parts[3] if parts else "http://..."
 
 
-def check_server(url, model_name):
-    """UserError where a server cannot be asked with these, said before anything is loaded."""
+def check_server(url, model_name, task="math"):
+    """UserError where a server cannot be asked with these, said before anything is loaded.
+
+    An address loses nothing but secrets.
+    """
     try:
         fit = shown_url(url) == url and url.isascii() and url.isprintable() and model_name
         fit = fit and urlsplit(url).hostname and urlsplit(url).port != 0
@@ -52,6 +56,9 @@ def check_server(url, model_name):
         raise UserError(f"--teacher {shown_url(url)}: a server is given as --teacher "
                         "http://HOST:PORT/v1 --teacher-model NAME, without user, password or "
                         "query; its key is read from TEACHER_API_KEY")
+    if task == "search":
+        raise UserError("--teacher is a server, which cannot search here; use a folder or a hub "
+                        "name")
     read_key()
 
 
@@ -289,8 +296,7 @@ class Server(Teacher):
 # ------------------------------------------------------------------------------- a look at it
 def main():
     """Ask a server for the scores of a right and a wrong attempt at each of four problems."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("url", help="http://HOST:PORT/v1")
     parser.add_argument("model", help="the name of the model there")
     args = parser.parse_args()

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import sample
 from more.adapter import base_name, load_adapter
-from sample import TINY, add_lora, chat_ids, load_model, load_student, lora_layers, save_adapter
+from more.adapter import save_adapter
+from sample import TINY, add_lora, chat_ids, load_model, load_student, lora_layers
 from tasks import Problem, UserError
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sample import TINY, add_lora, load_model, lora_layers, save_adapter
+from more.adapter import save_adapter
+from sample import TINY, add_lora, load_model, lora_layers
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Mia has 12 apples. Mia wins 5. How many apples does Mia have now?"

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import more.export
 from more.export import export, merge
-from sample import TINY, add_lora, load_model, load_student, lora_layers, save_adapter
+from more.adapter import save_adapter
+from sample import TINY, add_lora, load_model, load_student, lora_layers
 from tasks import UserError
 
 BASE = str(TINY / "student")

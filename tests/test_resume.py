@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from more import checkpoint
+from more import checkpoint, record
 from tasks import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -98,14 +98,14 @@ def test_lines_of_a_step_that_was_not_kept_are_not_there_twice(tmp_path, monkeyp
 def test_a_stop_before_the_first_new_step_keeps_the_adapter(tmp_path, monkeypatch):
     """Going on, a run is stopped in its first test: what it had learned is still in adapter/."""
     monkeypatch.setattr(checkpoint, "SECONDS", 0)
-    real = train.log_step
+    real = record.log_step
 
     def stop_at_three(out, row, *rest):
         if row["step"] == 3:
             raise RuntimeError("power cut")
         return real(out, row, *rest)
 
-    monkeypatch.setattr(train, "log_step", stop_at_three)
+    monkeypatch.setattr(record, "log_step", stop_at_three)
     with pytest.raises(RuntimeError):
         run_to_the_end(tmp_path / "r")
     weights = (tmp_path / "r/adapter/adapter_model.safetensors").read_bytes()
@@ -140,7 +140,7 @@ def test_a_changed_flag_is_named(tmp_path):
 
 def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SECONDS", 0)
-    monkeypatch.setattr(train, "step_figures", lambda *_: 1 / 0)
+    monkeypatch.setattr(record, "step_figures", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_to_the_end(tmp_path / "r")
     (tmp_path / "r" / checkpoint.NAME).write_bytes(b"no tensors at all")
@@ -196,14 +196,14 @@ def test_killed_five_times_at_random_moments(tmp_path, kind):
 def test_a_checkpoint_holds_no_pickle(tmp_path, monkeypatch):
     """It is safetensors, and what is not a tensor is JSON in its header."""
     monkeypatch.setattr(checkpoint, "SECONDS", 0)
-    real = train.log_step
+    real = record.log_step
 
     def stop_at_two(out, row, *rest):
         if row["step"] == 2:
             raise RuntimeError
         return real(out, row, *rest)
 
-    monkeypatch.setattr(train, "log_step", stop_at_two)
+    monkeypatch.setattr(record, "log_step", stop_at_two)
     with pytest.raises(RuntimeError):
         run_to_the_end(tmp_path / "r")
     tensors = load_file(tmp_path / "r" / checkpoint.NAME)

@@ -7,7 +7,8 @@ import pytest
 
 import train
 from sample import TINY, Trajectory, sample_trajectories
-from score import Teacher, best_threshold
+from more.judge import best_threshold
+from score import Teacher
 from tasks import Problem, problem_stream
 
 ROOT_FLAGS = ["--method", "ovd", "--theta", "5"]

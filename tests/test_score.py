@@ -12,19 +12,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DecisionConfig, PreTrainedTokenizerFast, pipeline
 
 from sample import TINY, Trajectory, chat_ids, load_model, lora_layers, sample_trajectories
+from more.judge import best_threshold, verdict
+from more.reply import parse_reply, score_replies
 from score import (
     Teacher,
     auc,
-    best_threshold,
     digit_ids,
     grading_messages,
     is_server,
-    parse_reply,
     score_probs,
-    score_replies,
     scores_of,
     shared_prefixes,
-    verdict,
 )
 from tasks import Problem, UserError, problem_stream
 
@@ -309,11 +307,19 @@ def test_ways_to_read_a_score_by_hand(monkeypatch):
         assert ts[1].score is None and ts[1].probs == []
 
 
-def test_the_right_answer_is_shown_only_where_it_is_asked_for():
+def test_the_right_answer_is_shown_only_where_it_is_asked_for(monkeypatch):
     judge, solution = Teacher(None, None), Trajectory(Problem("?", "12345"), text="It is 7.")
-    assert judge.shown(solution) == "It is 7."
-    judge.sees_answer = True
-    assert judge.shown(solution) == "It is 7.\nRight answer: 12345"
+
+    def read(conversations):
+        asked.append(conversations[0][0]["content"])
+        return torch.full((1, 10), 0.1), 1
+
+    asked = []
+    monkeypatch.setattr(judge, "read", read)
+    for judge.sees_answer in (False, True):
+        judge.score([replace(solution, text="It is 8.")], [solution])
+    assert "It is 7.\nAttempt" in asked[0] and "12345" not in asked[0]
+    assert "It is 7.\nRight answer: 12345\nAttempt" in asked[1]
 
 
 def test_no_adapter_of_a_student_that_teaches_itself_takes_part(fresh_student):

@@ -34,11 +34,12 @@ from sample import (
     append_turn,
     chat_ids,
     generate,
+    load_model,
     load_student,
     quiet,
     sample_trajectories,
 )
-from score import auc, grading_messages, load_teacher, scores_of
+from score import Teacher, auc, grading_messages, scores_of
 from tasks import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ def student():
 
 @pytest.fixture(scope="module")
 def teacher(student):
-    return load_teacher(str(TINY / "search-teacher"), None, 4, student, "cpu", "expected", 32, 256)
+    return Teacher(*load_model(TINY / "search-teacher", 4, "cpu"), "expected", 32, 256)
 
 
 # ------------------------------------------------------------------------------- the engine

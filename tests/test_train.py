@@ -22,6 +22,8 @@ from conftest import rows_of, samples_of
 import sample
 import score
 import train
+from more import record
+from more.judge import best_threshold
 from sample import Trajectory, chat_ids, lora_layers, sample_trajectories
 from score import Teacher
 from tasks import Problem, UserError, fail_in_one_line, problem_stream
@@ -500,13 +502,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing(fresh_student):
 # ------------------------------------------------------------------------------- the log
 def test_texts_that_are_all_empty_have_no_entropy():
     empty = Trajectory(next(problem_stream(0)))
-    assert math.isnan(train.entropy([empty, empty]))
+    assert math.isnan(sample.entropy([empty, empty]))
 
 
 def test_entropy_is_over_what_the_student_chose_by_hand():
     t = Trajectory(Problem("?", "1"), [1], [1, 2, 3, 4], [-1.0, -3.0, 0.0, 0.0],
                    ["student", "student", "environment", "teacher"], [1, 1, 0, 1])
-    assert train.entropy([t]) == pytest.approx(2.0)
+    assert sample.entropy([t]) == pytest.approx(2.0)
 
 
 def test_figures_of_a_step_by_hand():
@@ -515,13 +517,13 @@ def test_figures_of_a_step_by_hand():
     own[1].stopped, own[0].advantage, own[2].advantage = False, 0.5, -0.5
     new = [None, replace(own[0], authors=["teacher", "environment"]), None, None]
     args = settings(reward="outcome")
-    figures = train.step_figures(own, new, [own[0], own[2]], 3, args)
+    figures = record.step_figures(own, new, [own[0], own[2]], 3, args)
     assert (figures["accepted"], figures["replaced"], figures["tied_groups"]) == (0, 0.25, 3)
     assert (figures["auc"], figures["scored"], figures["reward"]) == (1, 0.75, 0.25)
     assert figures["score"] == pytest.approx((4.65 + 2 * 4.34) / 3) and figures["cut_off"] == 0.25
     assert (figures["advantage"], figures["spread"], figures["new_tokens"]) == (0.5, 0.5, 1)
-    args.theta = train.best_threshold([4.65], [4.34, 4.34])
-    assert train.step_figures(own, new, [], 3, args)["accepted"] == 0.25
+    args.theta = best_threshold([4.65], [4.34, 4.34])
+    assert record.step_figures(own, new, [], 3, args)["accepted"] == 0.25
 
 
 def test_a_teacher_that_never_scores_ends_the_run(tmp_path, student, monkeypatch):
@@ -582,7 +584,7 @@ def test_a_first_look_at_the_teacher_costs_the_run_nothing(student, teacher, cap
     judge = Teacher(*teacher)
     torch.manual_seed(0)
     sampled = sample_trajectories(*student, list(islice(problem_stream(1, held_out=True), 8)))
-    train.first_look(judge, sampled, settings())
+    train.first_look(judge, sampled)
     assert "the teacher on 8 of these attempts: AUC" in capsys.readouterr().out
     assert not judge.written and all(t.score is not None for t in sampled)
 

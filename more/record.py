@@ -1,0 +1,128 @@
+"""What a run leaves in its folder, to be read by people and by the scripts around this one.
+
+    metrics.csv      a row a step; more/README.md explains the columns
+    samples.jsonl    a line for each trajectory: text, ten probabilities, score, advantage, and by
+                     what it was replaced
+    result.json      before and after, what it cost, all settings and versions
+    adapter/         what was learned, in PEFT's format (more/adapter.py)
+
+train.py calls the functions below. more/checkpoint.py writes what is needed to go on.
+
+    python -m more.record runs/NAME    # what a finished run came to
+"""
+import csv
+import json
+import math
+import os
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, pstdev
+
+from ovd import accept
+from sample import entropy, pick_device
+from score import auc, scores_of
+from tasks import UserError, fail_in_one_line, make_parser
+
+
+# ------------------------------------------------------------------------------- a step
+def step_figures(y, y_new, batch, tied, args):
+    """What is logged of a step beside the update's own figures; more/README.md explains each."""
+    right, wrong = scores_of(y)
+    sizes = [t.advantage for t in batch] or [0.0]
+    return {"reward": mean(t.reward for t in y), "score": mean(right + wrong or [math.nan]),
+            "auc": auc(right, wrong) if args.reward == "outcome" else math.nan,
+            "scored": len(right + wrong) / len(y),
+            "accepted": mean(t.score is not None and accept(t.score, args.theta) for t in y),
+            "replaced": mean(t is not None for t in y_new),
+            "tied_groups": tied, "advantage": mean(map(abs, sizes)), "spread": pstdev(sizes),
+            "entropy": entropy(y), "cut_off": mean(not t.stopped for t in y),
+            "student_tokens": sum(t.authors.count("student") for t in y),
+            "new_tokens": sum(t.authors.count("teacher") for t in y_new if t)}
+
+
+def log_step(out, row, y, y_new):
+    """Append a row to metrics.csv and a line for each trajectory to samples.jsonl."""
+    with open(out / "metrics.csv", "a", newline="") as f:
+        if row["step"] == 1:
+            csv.writer(f).writerow(row)
+        csv.writer(f).writerow(f"{v:.6g}" for v in row.values())
+    with open(out / "samples.jsonl", "a", encoding="utf-8") as f:
+        for t, new in zip(y, y_new):
+            # how much of the attempt is left in what replaced it, in characters
+            kept = len(os.path.commonprefix([t.text, new.text])) if new and "student" in \
+                new.authors else 0
+            line = {"step": row["step"], "question": t.problem.question, "answer": t.problem.answer,
+                    "text": t.text, "stopped": t.stopped, "reward": t.reward, "probs": t.probs,
+                    "score": t.score, "advantage": t.advantage, "replaced_by": new and {
+                        "text": new.text, "kept": kept, "reward": new.reward,
+                        "advantage": new.advantage}}
+            f.write(json.dumps(line) + "\n")
+
+
+# ------------------------------------------------------------------------------- a run
+def result_of(args, asked, before, after, rows, teacher, peaks):
+    """What result.json holds of a run, but for its seconds: figures, costs, settings, versions.
+
+    asked: its flags before the defaults were filled in. peaks: {phase: bytes}. Read by the teacher
+    is what it scored, and the problems it solved.
+    """
+    sampled, read, placed, tied = (
+        int(sum(row[column] for row in rows))
+        for column in ("student_tokens", "teacher_read", "new_tokens", "tied_groups"))
+    solutions = teacher.written.values() if teacher else ()
+    return {**{k: getattr(args, k) for k in ("method", "task", "seed", "one_shot", "steps")},
+            "before": before, "after": after, "tied_groups": tied, "budget": {
+                "student_sampled": sampled, "updates": len(rows), "put_in_place": placed,
+                "teacher_read": read + sum(len(t.prompt_ids) for t in solutions),
+                "teacher_written": sum(sum(t.mask) for t in solutions)},
+            "peak_bytes": max(peaks.values()), "peak_by_phase": peaks, "device": pick_device(),
+            "versions": {p: version(p) for p in ("torch", "transformers", "bitsandbytes")},
+            "settings": vars(args), "asked": asked}
+
+
+def show_change(unseen, sampled, greedy):
+    """Print one problem before and after, if there is one that the student had wrong at first."""
+    i = next((i for i, t in enumerate(sampled) if not t.right), 0)
+    print(f"\nan unseen problem it had wrong: {unseen[i].question} ({unseen[i].answer})\n"
+          f"  before  {sampled[i].text}\n  after   {greedy[i].text}\n")
+
+
+def where_to_look(out, report):
+    """The page of a run, written if `report`, or the command that writes it."""
+    if not report:
+        return f"python -m more.report {out} shows this run as a page; more.explain sums it up"
+    from more.report import write_report
+    return f"the page of this run is {write_report(out)}"
+
+
+def say_in_one_sentence(result, first):
+    """Print a line and then what happened, from what result.json holds; returns that."""
+    print(first)
+    before, after, settings = result["before"], result["after"], result["settings"]
+    changes = {k: f"{before[k]:{form}} -> {after[k]:{form}}" for k, form in
+               (("pass_at_1", ".1%"), ("greedy", ".1%"), ("f1", ".2f"), ("searches", ".1f"))
+               if k in after}
+    searches = f"; F1 {changes['f1']}; searches a trajectory {changes['searches']}" \
+        if "f1" in after else ""
+    print(f"{result['method']}{' from one problem' if settings['one_shot'] else ''}: "
+          f"{changes['pass_at_1']} of {after['n']} unseen problems right when sampled "
+          f"({100 * (after['pass_at_1'] - before['pass_at_1']):+.1f} points; greedy "
+          f"{changes['greedy']}{searches}), {settings['steps']} updates, "
+          f"{result['seconds']:.0f} s, peak {result['peak_bytes'] / 2**30:.2f} GiB.")
+    return result
+
+
+def main():
+    """Say again what a finished run came to."""
+    parser = make_parser(__doc__)
+    parser.add_argument("folder", help="the --out of a finished run")
+    folder = Path(parser.parse_args().folder)
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        say_in_one_sentence(result, where_to_look(folder, False))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{folder}: no finished run ({type(e).__name__}); give the --out of one")
+
+
+if __name__ == "__main__":
+    fail_in_one_line(main)

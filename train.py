@@ -522,7 +522,8 @@ def run(args, test=evaluate):
     began, asked, device = time.time(), dict(vars(args)), pick_device()
     out, finished = checkpoint.open_folder(args)
     if finished:
-        return record.say_in_one_sentence(finished, f"{out} holds this run, and it is finished")
+        print(f"{out} holds this run, and it is finished")
+        return record.say_in_one_sentence(finished, record.where_to_look(out, args.report))
     quiet()
     PEAKS.clear()
     torch.manual_seed(args.seed)

@@ -27,7 +27,8 @@ def save_adapter(model, folder, base_name):
                for name, layer in layers.items() for part in ("lora_A", "lora_B")}
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(tensors, Path(folder) / "adapter_model.safetensors")
-    (Path(folder) / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    (Path(folder) / "adapter_config.json").write_text(json.dumps(config, indent=2),
+                                                      encoding="utf-8")
 
 
 def base_name(folder):

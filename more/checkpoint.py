@@ -45,7 +45,7 @@ def open_folder(args):
             return out, json.loads((out / "result.json").read_text(encoding="utf-8"))
         if not (out / NAME).exists():  # not one step was kept: the run begins anew
             for name in LOGS:
-                open(out / name, "w").close()
+                open(out / name, "wb").close()
     except OSError as e:
         raise UserError(f"--out {out}: no folder to write to ({type(e).__name__}); name another")
     except ValueError as e:
@@ -55,9 +55,12 @@ def open_folder(args):
 
 
 def refuse_changes(before, now, out):
-    """UserError that names the first flag that is not as it was; where a run is kept may differ."""
+    """UserError that names the first flag that is not as it was.
+
+    Where a run is kept, and whether its page is written, may differ.
+    """
     for name, value in now.items():
-        if name != "out" and before.get(name) != value:
+        if name not in ("out", "report") and before.get(name) != value:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"--out {out} holds a run with another {flag} ({flag} "
                             f"{before.get(name)}, not {value}); give the same flags, or a new "

@@ -91,11 +91,11 @@ def is_indexed(folder, state):
         raise ValueError("meta.json is missing")
     # tantivy looks at the last bytes of a file only. But meta.json is written last, so none of the
     # files that it names may be newer.
-    names = meta.read_text().replace("-", "")
+    names = meta.read_text(encoding="utf-8").replace("-", "")
     for file in folder.glob(f"{'?' * 32}.*"):
         if file.stem in names and file.stat().st_mtime_ns > meta.stat().st_mtime_ns:
             raise ValueError(f"{file.name} was written to")
-    return (folder / "stamp").read_text() == state
+    return (folder / "stamp").read_text(encoding="utf-8") == state
 
 
 # ------------------------------------------------------------------------------- the index
@@ -145,7 +145,7 @@ def replace_passages(writer, path, folder):
         writer.commit()  # until here, nobody sees anything of the above
     finally:
         writer.wait_merging_threads()
-    (folder / "stamp").write_text(before)
+    (folder / "stamp").write_text(before, encoding="utf-8")
 
 
 def wait_for_writer(index, path):

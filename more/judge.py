@@ -112,26 +112,42 @@ def draw_digits(trajectories):
         print(f"{digit:18d}          {bars}".rstrip())
 
 
+def calibrated(probs, empty):
+    """p(k) over what is said to an empty attempt, made to add up to 1: (B, 10), (B, 10) -> (B, 10).
+
+    A digit that a teacher likes whatever it reads (arXiv 2102.09690) no longer counts for much.
+    """
+    ratio = probs / empty.clamp(min=1e-6)
+    return ratio / ratio.sum(-1, keepdim=True)
+
+
 def check_teacher(teacher, trajectories, solutions):
     """Print what scored trajectories, several a problem, tell of a teacher before any training."""
-    scored = [t for t in trajectories if t.score is not None]
-    if not scored:
+    heard = [(t, s) for t, s in zip(trajectories, solutions) if t.score is not None]
+    if not heard:
         raise UserError(f"--teacher: it gave no score at all; {teacher.why}")
+    scored, solutions = map(list, zip(*heard))
     draw_digits(scored)
     probs = torch.tensor([t.probs for t in scored])  # (B, 10)
-    for name, score in (("expectation", expected_score), ("likeliest digit", most_likely_score)):
-        ts = [replace(t, score=s) for t, s in zip(scored, score(probs).tolist())]
+    ways = {"expectation": expected_score(probs), "likeliest digit": most_likely_score(probs)}
+    nothing = [replace(t, text="") for t in scored]
+    teacher.score(nothing, solutions)
+    if all(t.probs for t in nothing):
+        empty = torch.tensor([t.probs for t in nothing])  # (B, 10), the same for a whole problem
+        ways["calibrated expectation"] = expected_score(calibrated(probs, empty))
+    for name, scores in ways.items():
+        ts = [replace(t, score=s) for t, s in zip(scored, scores.tolist())]
         within, problems = auc_within(ts)
+        share, precision = threshold_figures(ts, best_threshold(*scores_of(ts)))
         print(f"\n{name}: AUC {auc(*scores_of(ts)):.3f}, within a problem {within:.3f} (mean of "
               f"{problems}); two different\nattempts at one problem tie {share_of_ties(ts):.0%} "
-              "of the time")
+              f"of the time; the best theta accepts {share:.0%}, {precision:.1%} of them right")
     print("\n theta   accepted   precision: right among them")
     for theta in THETAS:
         share, precision = threshold_figures(scored, theta)
         print(f"{theta:6d}   {share:8.0%}   {precision:9.1%}")
     print(f"\n{len(trajectories) - len(scored)} of {len(trajectories)} attempts got no score")
-    try_flattery(teacher, scored, [s for t, s in zip(trajectories, solutions)
-                                   if t.score is not None])
+    try_flattery(teacher, scored, solutions)
 
 
 def try_flattery(teacher, trajectories, solutions):

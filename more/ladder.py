@@ -178,7 +178,7 @@ def run_of_three_steps(flags):
         done = subprocess.run([sys.executable, script, *short], capture_output=True, text=True)
         if done.returncode:
             return None, (done.stderr.strip().splitlines() or ["killed, out of memory?"])[-1]
-        return json.loads((Path(out) / "result.json").read_text()), None
+        return json.loads((Path(out) / "result.json").read_text(encoding="utf-8")), None
 
 
 def compare_runs(argv):
@@ -198,7 +198,7 @@ def compare_runs(argv):
         rows.append({"method": name, "peak_by_phase": peaks, "seconds": seconds})
         print(f"{name:18}" + (in_columns(peaks) if peaks else f"  does not run: {why}"))
     if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1))
+        Path(args.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
     ran = [row for row in rows if row["peak_by_phase"]]
     if not ran:
         raise UserError(f"--runs: none of the {len(rows)} runs ran; the last said: {why}")
@@ -217,7 +217,7 @@ def in_columns(peaks):
 def check_writable(path):
     """Raise UserError where --json names a file that cannot be written."""
     try:
-        open(path or os.devnull, "a").close()
+        open(path or os.devnull, "ab").close()
     except OSError as e:
         raise UserError(f"--json {path}: cannot be written ({type(e).__name__}); name a file")
 
@@ -270,7 +270,8 @@ def main():
     rows = list(ladder(shape, args.chunk, getattr(torch, args.dtype), device))
     if args.json:
         extra = {"vocab": args.vocab, "chunk": args.chunk, "dtype": args.dtype, "device": device}
-        Path(args.json).write_text(json.dumps([{**row, **extra} for row in rows], indent=1))
+        text = json.dumps([{**row, **extra} for row in rows], indent=1)
+        Path(args.json).write_text(text, encoding="utf-8")
     show_ladder(rows, args.tokens)
 
 

@@ -76,7 +76,7 @@ def sizes_of(name, flag):
     try:
         adapter = Path(name) / "adapter_config.json"
         if adapter.exists():
-            name = json.loads(adapter.read_text())["base_model_name_or_path"]
+            name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
         return SHAPES.get(name) or read_sizes(name)
     except Exception as e:  # as many kinds as in load_model
         raise UserError(f"{flag} {name}: no sizes to plan with ({shorten(str(e), 120)}); "
@@ -340,7 +340,7 @@ def main():
     quiet()
     rows = plan(args, args.device)
     if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1))
+        Path(args.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
     print(f"\novd: predicted peak {rows[0]['peak_bytes'] / GB:.2f} GB; no weights were loaded.")
 
 

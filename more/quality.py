@@ -58,7 +58,7 @@ def measure_teachers(out, folders):
                          for share, folder in folders.items()}
                   for name, size in (("fresh", (1, 64)), ("rare", (2, 96)))}
         write_whole(path, json.dumps(solved, indent=1) + "\n")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_gains(path):

@@ -42,7 +42,7 @@ def step_figures(y, y_new, batch, tied, args):
 
 def log_step(out, row, y, y_new):
     """Append a row to metrics.csv and a line for each trajectory to samples.jsonl."""
-    with open(out / "metrics.csv", "a", newline="") as f:
+    with open(out / "metrics.csv", "a", encoding="utf-8", newline="") as f:
         if row["step"] == 1:
             csv.writer(f).writerow(row)
         csv.writer(f).writerow(f"{v:.6g}" for v in row.values())

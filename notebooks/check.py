@@ -91,7 +91,7 @@ def note_run_time(notebook, seconds):
     """Put the measured run time and the machine into the notebook's first cell."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
-        models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
         cpu = models[0] if models else cpu
     machine = f"{os.cpu_count()} cores ({cpu.strip()}), no GPU"
     line = f"**Run time: {seconds:.0f} s** from top to bottom on {machine}."

@@ -26,7 +26,7 @@ def put_first(cell, lines, old):
 
 def lead_to(repo, path):
     """Write badge and lines for "OWNER/REPO" into the notebook at path."""
-    notebook = json.loads(path.read_text("utf-8"))
+    notebook = json.loads(path.read_text(encoding="utf-8"))
     title, code = (next(c for c in notebook["cells"] if c["cell_type"] == kind)
                    for kind in ("markdown", "code"))
     address = f"{SITE}/github/{repo}/blob/main/notebooks/{path.name}"
@@ -34,7 +34,7 @@ def lead_to(repo, path):
     put_first(title, badge, r"\[!\[Open in Colab.*\n\n")
     put_first(code, FETCH.format(repo=repo), r"import os, sys\n(.*\n)*?    os.chdir.*\n")
     text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-    path.write_text(text, "utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def main():

@@ -14,6 +14,7 @@ import torch
 from more.judge import (
     as_reward,
     auc_within,
+    calibrated,
     check_teacher,
     compare_teachers,
     ranks,
@@ -38,6 +39,18 @@ def attempts_at(name, right=(), wrong=()):
 
 
 # ------------------------------------------------------------------------------- figures by hand
+def test_calibrated_by_hand():
+    """A teacher that says 9 to nothing at all: 0.8 / 0.8 and 0.2 / 0.2 count alike."""
+    probs, empty = torch.zeros(2, 10), torch.zeros(2, 10)
+    probs[0, 1], probs[0, 9] = 0.2, 0.8
+    probs[1, 1], probs[1, 9] = 0.1, 0.9
+    empty[:, 1], empty[:, 9] = 0.2, 0.8
+    found = calibrated(probs, empty)
+    assert found[0, [1, 9]].tolist() == pytest.approx([0.5, 0.5])
+    assert found[1, [1, 9]].tolist() == pytest.approx([0.5 / 1.625, 1.125 / 1.625])
+    assert found.sum(-1).tolist() == pytest.approx([1, 1])
+
+
 def test_auc_within_a_problem_by_hand():
     """a: 8 against 2 and 9, 1/2. b: 3 and 5 against 3, 3/4. c and d have no pair. Mean 5/8."""
     ts = attempts_at("a", [8], [2, 9]) + attempts_at("b", [3, 5], [3])
@@ -139,7 +152,7 @@ def test_a_few_attempts_are_checked_and_summed_up_in_one_sentence(judge, capsys)
     lines = capsys.readouterr().out.splitlines()
     [table] = [i for i, line in enumerate(lines) if "precision" in line]
     assert [line.split()[0] for line in lines[table + 1 : table + 6]] == ["1", "3", "5", "7", "8"]
-    assert sum("within a problem" in line for line in lines) == 2
+    assert sum("within a problem" in line for line in lines) == 3  # as it is, likeliest, calibrated
     assert lines[-1].startswith("of 16 attempts at 4 problems a right one scores above")
 
 

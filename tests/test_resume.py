@@ -130,6 +130,8 @@ def test_a_finished_run_says_what_it_found_and_changes_nothing(tmp_path, capsys)
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == last and "it is finished" in out[0]
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")}
+    run_to_the_end(tmp_path / "r", "--report")  # its page may be asked for later
+    assert (tmp_path / "r/report.html").exists()
 
 
 def test_a_changed_flag_is_named(tmp_path):

@@ -305,6 +305,18 @@ def stop_ids(model, tokenizer):
     return {tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])} - {None}
 
 
+def choose(logits, T):
+    """A token for each row and its log pi, from logits (b, V) and temperatures T (b, 1): (b, 1).
+
+    From the full softmax at T: no top-k, no top-p. T = 0 takes the likeliest token.
+    """
+    logprobs = F.log_softmax(logits / T.where(T > 0, 1), -1)  # (b, V)
+    ids = logprobs.argmax(-1, keepdim=True)
+    if T.any():
+        ids = torch.where(T > 0, torch.multinomial(logprobs.exp(), 1), ids)
+    return ids, logprobs.gather(1, ids)
+
+
 @torch.no_grad()
 def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None):
     """Continue prompts (lists of ids) up to a stop token or the text `until`: [(ids, logprobs)].
@@ -324,19 +336,18 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
     T = torch.tensor(temperature, device=model.device).expand(len(prompts))[:, None]  # (B, 1)
     results, kv = [([], []) for _ in prompts], DynamicCache(config=model.config)
     rows = torch.arange(len(prompts), device=model.device)  # (b,) who has not stopped yet
-    for step in range(max_new_tokens):
+    # A bar shows where a batch takes more than five seconds, as with a real model on a CPU.
+    for step in tqdm(range(max_new_tokens), "one batch", unit="token", leave=False, delay=5,
+                     disable=None):
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=kv,
                        use_cache=True, logits_to_keep=1).logits[:, -1].float()  # (b, V)
         if step == 0:  # the prompts have been read, and their continuations part ways
             kv.batch_select_indices(source)
             logits, mask, positions = logits[source], mask[source], positions[source]
-        logprobs = F.log_softmax(logits / T.where(T > 0, 1), -1)  # (b, V)
-        ids = logprobs.argmax(-1, keepdim=True)  # (b, 1)
-        if T.any():
-            ids = torch.where(T > 0, torch.multinomial(logprobs.exp(), 1), ids)
+        ids, logprobs = choose(logits, T)  # (b, 1) each
         going = ~torch.isin(ids[:, 0], stops)  # (b,)
-        chosen = logprobs.gather(1, ids)[:, 0].tolist()
-        for n, (row, i, lp) in enumerate(zip(rows.tolist(), ids[:, 0].tolist(), chosen)):
+        for n, (row, i, lp) in enumerate(zip(rows.tolist(), ids[:, 0].tolist(),
+                                             logprobs[:, 0].tolist())):
             results[row][0].append(i)
             results[row][1].append(lp)
             if i in ends and until in tokenizer.decode(results[row][0][-len(until):]):
@@ -400,8 +411,7 @@ def sample_trajectories(model, tokenizer, problems, temperature=1.0, max_new_tok
         temperature = [temperature] * len(problems)
     trajectories = [begin(tokenizer, problem, text, author)
                     for problem, text in zip(problems, begun or [""] * len(problems))]
-    slices = range(0, len(problems), batch)
-    for i in tqdm(slices, desc="sampling", leave=False, disable=len(slices) < 2 or None):
+    for i in tqdm(range(0, len(problems), batch), "sampling", leave=False, delay=5, disable=None):
         take_turns(model, tokenizer, trajectories[i:i + batch], temperature[i:i + batch],
                    max_new_tokens, author)
     return trajectories

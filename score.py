@@ -22,6 +22,7 @@ import os
 from statistics import mean
 
 import torch
+from tqdm import tqdm
 from transformers import DynamicCache
 
 from ovd import expected_score, most_likely_score
@@ -85,7 +86,7 @@ def score_probs(model, tokenizer, prompts, batch=16):
     """
     digits, begin = digit_ids(tokenizer)
     rows = []
-    for i in range(0, len(prompts), batch):
+    for i in tqdm(range(0, len(prompts), batch), "scoring", leave=False, delay=5, disable=None):
         part = [p + begin for p in prompts[i:i + batch]]
         check_context(model, max(map(len, part)), "lower --max-new-tokens or give shorter problems")
         prefixes, source = shared_prefixes(part)

@@ -295,6 +295,7 @@ def train(student, tokenizer, teacher, stream, args, out):
         rows.append({"step": step, **record.step_figures(y, y_new, batch, tied, args), **figures,
                      "teacher_read": tokens_read, "seconds": time.time() - began})
         record.log_step(out, rows[-1], y, y_new)
+        record.say_how_long(rows, args.steps)
         if args.method in ("ovd", "judge") and rows[-1]["scored"] < 0.5:
             raise UserError(f"--teacher {args.teacher}: more than half of the trajectories got no "
                             f"score in step {step}; {teacher.why}")
@@ -360,17 +361,14 @@ def evaluate(student, tokenizer, test, args):
                                [1.0, 0.0] * len(test), args.max_new_tokens, args.batch)
     sampled, greedy = both[::2], both[1::2]
     mark("testing")
-    figures = {"pass_at_1": share_right(sampled), "greedy": share_right(greedy), "n": len(test),
+    right, right_greedy = (mean(t.stopped and t.problem.is_right(t.text) for t in attempts)
+                           for attempts in (sampled, greedy))
+    figures = {"pass_at_1": right, "greedy": right_greedy, "n": len(test),
                "entropy": entropy(sampled)}
     if args.task == "search":
         from more.search import search_figures
         figures |= search_figures(sampled)
     return figures, sampled, greedy
-
-
-def share_right(trajectories):
-    """The share whose answer is exactly right."""
-    return mean(t.stopped and t.problem.is_right(t.text) for t in trajectories)
 
 
 def first_look(teacher, sampled):

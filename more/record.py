@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, pstdev
 
+from tqdm import tqdm
+
 from ovd import accept
 from sample import entropy, pick_device
 from score import auc, scores_of
@@ -38,6 +40,14 @@ def step_figures(y, y_new, batch, tied, args):
             "entropy": entropy(y), "cut_off": mean(not t.stopped for t in y),
             "student_tokens": sum(t.authors.count("student") for t in y),
             "new_tokens": sum(t.authors.count("teacher") for t in y_new if t)}
+
+
+def say_how_long(rows, steps):
+    """After the first step of a run that will take minutes: how many."""
+    minutes = steps * rows[0]["seconds"] / 60
+    if len(rows) == 1 and minutes > 2:
+        tqdm.write(f"a step took {rows[0]['seconds']:.0f} s, so {steps} of them will take about "
+                   f"{minutes:.0f} minutes; stopped, the same command with the same --out goes on")
 
 
 def log_step(out, row, y, y_new):

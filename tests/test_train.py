@@ -637,3 +637,11 @@ def test_what_is_logged_of_a_step_is_what_its_samples_say(one_shot):
         assert any(taught) or float(row["tied_groups"]) == 1
     assert result["budget"]["updates"] == 16
     assert result["budget"]["put_in_place"] == sum(float(r["new_tokens"]) for r in rows_of(folder))
+
+
+def test_a_long_run_says_after_its_first_step_how_long_it_will_take(capsys):
+    """A step of 90 s, 20 of them: half an hour. One of two minutes or less says nothing."""
+    for rows, said in (([{"seconds": 90.0}], True), ([{"seconds": 6.0}], False),
+                       ([{"seconds": 90.0}] * 2, False)):
+        record.say_how_long(rows, 20)
+        assert ("about 30 minutes" in "".join(capsys.readouterr())) == said

@@ -4,6 +4,7 @@ and the rule that a call which a library has deprecated is an error where this p
 import csv
 import json
 import runpy
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 OURS = r"(ovd|tasks|sample|score|train|__main__|(more\.|test_).*)\Z"  # our modules

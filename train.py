@@ -295,13 +295,11 @@ def train(student, tokenizer, teacher, stream, args, out):
         rows.append({"step": step, **record.step_figures(y, y_new, batch, tied, args), **figures,
                      "teacher_read": tokens_read, "seconds": time.time() - began})
         record.log_step(out, rows[-1], y, y_new)
-        record.say_how_long(rows, args.steps)
         if args.method in ("ovd", "judge") and rows[-1]["scored"] < 0.5:
             raise UserError(f"--teacher {args.teacher}: more than half of the trajectories got no "
                             f"score in step {step}; {teacher.why}")
         checkpoint.save(out, student, optimiser, teacher, rows, args)
-        bar.set_postfix({k: f"{rows[-1][k]:.2f}" for k in ("reward", "score", "replaced")
-                         if not math.isnan(rows[-1][k])})
+        record.show_step(bar, rows)
     return rows
 
 

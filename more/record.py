@@ -42,11 +42,14 @@ def step_figures(y, y_new, batch, tied, args):
             "new_tokens": sum(t.authors.count("teacher") for t in y_new if t)}
 
 
-def say_how_long(rows, steps):
-    """After the first step of a run that will take minutes: how many."""
-    minutes = steps * rows[0]["seconds"] / 60
+def show_step(bar, rows):
+    """Put the last step's figures on the bar; after a slow first step say how long all will take.
+    """
+    bar.set_postfix({k: f"{rows[-1][k]:.2f}" for k in ("reward", "score", "replaced")
+                     if not math.isnan(rows[-1][k])})
+    minutes = bar.total * rows[0]["seconds"] / 60
     if len(rows) == 1 and minutes > 2:
-        tqdm.write(f"a step took {rows[0]['seconds']:.0f} s, so {steps} of them will take about "
+        tqdm.write(f"a step took {rows[0]['seconds']:.0f} s, so {bar.total} of them take about "
                    f"{minutes:.0f} minutes; stopped, the same command with the same --out goes on")
 
 

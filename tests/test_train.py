@@ -641,7 +641,11 @@ def test_what_is_logged_of_a_step_is_what_its_samples_say(one_shot):
 
 def test_a_long_run_says_after_its_first_step_how_long_it_will_take(capsys):
     """A step of 90 s, 20 of them: half an hour. One of two minutes or less says nothing."""
-    for rows, said in (([{"seconds": 90.0}], True), ([{"seconds": 6.0}], False),
-                       ([{"seconds": 90.0}] * 2, False)):
-        record.say_how_long(rows, 20)
+    def row(seconds):
+        return {"seconds": seconds, "reward": 0.5, "score": math.nan, "replaced": 0.25}
+
+    for rows, said in (([row(90.0)], True), ([row(6.0)], False), ([row(90.0)] * 2, False)):
+        bar = train.tqdm(range(20))
+        record.show_step(bar, rows)
         assert ("about 30 minutes" in "".join(capsys.readouterr())) == said
+        assert bar.postfix == "reward=0.50, replaced=0.25"  # what is not known is left out

@@ -208,8 +208,9 @@ def break_marks(text, pattern, first=r"\1 "):
     To a reader full-width letters are letters (NFKC), and zero-width characters (Cf) are not there.
     Where nothing matches, nothing changes.
     """
-    seen = "".join(c for c in text if category(c) != "Cf")
-    seen = text if text.isascii() else normalize("NFKC", seen)
+    seen = text
+    if not text.isascii():
+        seen = normalize("NFKC", "".join(c for c in text if category(c) != "Cf"))
     broken = re.sub(f"(?=(?:{pattern}))(.)", first, seen, flags=re.IGNORECASE)
     return text if broken == seen else broken
 
@@ -233,6 +234,17 @@ def chat_ids(tokenizer, conversation):
     text = tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True,
                                          enable_thinking=False)
     return tokenizer.encode(text, add_special_tokens=False)
+
+
+@cache
+def is_real(tokenizer):
+    """Was a model raised elsewhere? The embedded ones have no word for \\boxed. None: a server."""
+    return not tokenizer or tokenizer.unk_token_id not in tokenizer.encode(r"\boxed{}")
+
+
+def prompt_ids(tokenizer, problem):
+    """Token ids of a problem's prompt, with the instruction that this model follows."""
+    return chat_ids(tokenizer, problem.messages(is_real(tokenizer)))
 
 
 def left_pad(rows, pad, device):
@@ -366,7 +378,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
 def begin(tokenizer, problem, text, author):
     """A Trajectory that holds its prompt and the forced beginning `text`, mostly ""."""
     forced = tokenizer.encode(as_data(text, tokenizer), add_special_tokens=False)
-    t = Trajectory(problem, chat_ids(tokenizer, problem.messages()), text=text)
+    t = Trajectory(problem, prompt_ids(tokenizer, problem), text=text)
     t.append(forced, [0.0] * len(forced), author, 0)
     return t
 

@@ -98,12 +98,16 @@ class Problem:
     solution: str | None = None
 
     instruction = "Think step by step. End with Answer: and the number."
+    # For models that were raised elsewhere: they parrot the other one, and this they know.
+    real_instruction = (r"Please reason step by step in a few short lines, and put your final "
+                        r"answer within \boxed{}.")
     until = None  # the text at which a student pauses for its environment; None: there is none
     grading_prompt = None  # a prompt of its own for the teacher; None: the one in score.py
 
-    def messages(self):
-        """The student's prompt, in the form chat templates take."""
-        return [{"role": "user", "content": f"{self.question} {self.instruction}"}]
+    def messages(self, real=False):
+        """The student's prompt, in the form chat templates take. real: sample.is_real."""
+        instruction = self.real_instruction if real else self.instruction
+        return [{"role": "user", "content": f"{self.question} {instruction}"}]
 
     def found_answer(self, text):
         """What a trajectory answers, or None."""

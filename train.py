@@ -39,8 +39,8 @@ from tqdm import tqdm
 
 from ovd import (accept, group_advantages, peak_bytes, reset_peak, reverse_kl, tied_groups,
                  token_logprobs, trajectory_loss)
-from sample import (Trajectory, as_data, chat_ids, check_words, embedded, entropy, left_pad,
-                    load_student, pick_device, quiet, sample_trajectories, without_lora)
+from sample import (Trajectory, as_data, check_words, embedded, entropy, left_pad, load_student,
+                    pick_device, prompt_ids, quiet, sample_trajectories, without_lora)
 from score import (auc, check_teacher_flags, is_server, load_teacher, scores_of,
                    teacher_flags)
 from tasks import INFORMATION, UserError, fail_in_one_line, number, task_stream
@@ -73,7 +73,7 @@ def teacher_trajectory(solution, tokenizer):
     It is rewarded like any other. Where the teacher's own answer is wrong, R = 0 and the update
     leads away from it.
     """
-    prompt = chat_ids(tokenizer, solution.problem.messages())
+    prompt = prompt_ids(tokenizer, solution.problem)
     t = Trajectory(solution.problem, prompt, stopped=solution.stopped, text=solution.text,
                    reward=solution.reward)
     append_teacher(t, solution.text, solution.stopped, tokenizer)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import TextStreamer
 
-from sample import (chat_ids, embedded, load_student, pick_device, quiet, sample_trajectories,
+from sample import (embedded, load_student, pick_device, prompt_ids, quiet, sample_trajectories,
                     without_lora)
 from tasks import Problem, UserError, fail_in_one_line
 
@@ -29,7 +29,7 @@ def unknown_words(question, tokenizer):
 
 def stream_answer(model, tokenizer, problem, args):
     """Print one answer word by word as it is made, from the full softmax as in training."""
-    ids = torch.tensor([chat_ids(tokenizer, problem.messages())], device=model.device)  # (1, T)
+    ids = torch.tensor([prompt_ids(tokenizer, problem)], device=model.device)  # (1, T)
     how = dict(do_sample=True, temperature=args.temperature, top_k=0, top_p=1.0) \
         if args.temperature else dict(do_sample=False)
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how,

@@ -213,7 +213,7 @@ def main():
     args = parser.parse_args()
     problems = read_problems(args.file, args.question_field, args.answer_field, "FILE")
     for number, p in enumerate(problems[:5], 1):
-        print(f"{args.file}, problem {number}\n    {p.messages()[0]['content']}\n"
+        print(f"{args.file}, problem {number}\n    {p.messages(True)[0]['content']}\n"
               f"    {p.solution or p.answer}\n")
     p = problems[0]
     print("how an attempt at the first one is checked")

@@ -94,8 +94,9 @@ class SearchProblem(Problem):
     search: object = None
     also: tuple = ()
 
-    instruction = ("Find out with <search> words </search>, as often as you need to. "
-                   "End with <answer> words </answer>")
+    instruction = real_instruction = (
+        "Find out with <search> words </search>, as often as you need to. "
+        "End with <answer> words </answer>")
     until = "</search>"
     grading_prompt = """Grade an attempt to answer a question by searching.
 Question: {question}

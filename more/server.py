@@ -30,7 +30,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from more.judge import verdict
 from more.reply import parse_reply
-from sample import Trajectory, as_data
+from sample import Trajectory, as_data, is_real
 from score import Teacher, auc, grading_messages, scores_of
 from tasks import Problem, UserError, fail_in_one_line, make_parser, problem_stream
 
@@ -282,7 +282,7 @@ class Server(Teacher):
             raise UserError(f"--teacher {self.url} is a server, which cannot go on from the middle "
                             "of a text; use --replace whole")
         replies = self.ask_all(partial(self.chat, max_tokens=self.max_new_tokens),
-                               [p.messages() for p in problems])
+                               [p.messages(is_real(None)) for p in problems])
         if replies.count(None) > len(replies) / 2:
             raise UserError(f"--teacher {self.url}: most solutions could not be had; {self.why}")
         solutions = []

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes.nn import modules as bitsandbytes_modules
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import sample
 from ovd import token_logprobs
@@ -24,10 +25,12 @@ from sample import (
     chat_ids,
     check_words,
     generate,
+    is_real,
     load_model,
     load_student,
     lora_layers,
     merged_lora,
+    prompt_ids,
     sample_trajectories,
     stop_ids,
     without_lora,
@@ -501,3 +504,15 @@ def test_a_greedy_choice_is_no_sample_and_its_log_probability_is_at_temperature_
     exact = logits_of(model, tokenizer)[0, -1].log_softmax(-1)
     assert first == exact.argmax().item() and logprob == pytest.approx(exact.max().item(), abs=1e-4)
     assert math.exp(logprob) < 1
+
+
+def test_only_the_embedded_models_are_no_real_ones(student, teacher):
+    """They have a token for each of their 380 words, and none for a box."""
+    bytes_pair = Tokenizer(models.BPE())
+    bytes_pair.pre_tokenizer = pre_tokenizers.ByteLevel()
+    bytes_pair.train_from_iterator(["a box"], trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    real = PreTrainedTokenizerFast(tokenizer_object=bytes_pair)
+    assert [is_real(t) for t in (student[1], teacher[1], real, None)] == [False, False, True, True]
+    prompt = student[1].decode(prompt_ids(student[1], PROBLEMS[0]))
+    assert "Answer:" in prompt and "boxed" not in prompt

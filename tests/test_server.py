@@ -86,6 +86,13 @@ class FakeServer:
         self.http.server_close()
 
 
+@pytest.fixture(autouse=True)
+def embedded_behind_it(monkeypatch):
+    """A server is taken for a real model. Here the embedded teacher is behind it, and its prompts."""
+    for module in ("score", "more.server"):
+        monkeypatch.setattr(f"{module}.is_real", lambda tokenizer: False)
+
+
 @pytest.fixture
 def serve():
     """serve(answer) -> a FakeServer, closed after the test."""

@@ -222,3 +222,10 @@ def test_the_command_shows_a_problem_of_each_difficulty(monkeypatch, capsys):
     assert [line.split()[2] for line in shown.splitlines() if line.startswith("    R = ")] == [
         "1", "1", "1", "0", "0"]
     assert shown.splitlines()[-1].startswith("5 of 5 worked solutions pass")
+
+
+def test_a_real_model_is_asked_for_a_box():
+    """"Answer: and the number." it repeats word by word."""
+    p = Problem("1 + 1?", "2")
+    assert p.messages(True)[0]["content"] == f"1 + 1? {p.real_instruction}"
+    assert r"\boxed{}" in p.real_instruction and p.is_right(r"1 + 1 = 2, so \boxed{2}.")

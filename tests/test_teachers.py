@@ -175,9 +175,9 @@ def test_the_student_teaches_itself_as_it_was(fresh_student):
 def test_self_trains_and_may_see_the_answer(tmp_path, script, monkeypatch):
     read, real = [], score.grading_messages
 
-    def listen(problem, solution, attempt):
+    def listen(problem, solution, *others):
         read.append((problem.question, solution))
-        return real(problem, solution, attempt)
+        return real(problem, solution, *others)
 
     monkeypatch.setattr(score, "grading_messages", listen)
     for flags in ([], ["--teacher-sees-answer"]):

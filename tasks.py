@@ -38,7 +38,7 @@ DIFFICULTY = {
     4: (6, 9, 5000, 2000, 2),
     5: (9, 12, 50000, 20000, 3),
 }
-ANSWER_MARK = re.compile(r"(?i)answer[\s*]*:|\\boxed\{")
+ANSWER_MARK = re.compile(r"(?i)answer(?:[\s*]*:|\s+is\b[\s*]*:?)|\\boxed\{")
 # A number as people write it, and the words that may follow it: "$1,200", "42 books", "12.5%".
 NUMBER = re.compile(r"(?P<number>-?\$?\d(?:,?\d)*(?:\.\d+)?)(?:\\?%|[,;.]?\s+\(?"
                     r"(?!(?:or|and|to)\b\W*(?:\w+\W+)?\d)[A-Za-z]{2,}.*)?")  # not "20 or maybe 21"
@@ -142,7 +142,7 @@ class Problem:
 
 
 def extract_answer(text):
-    """What follows the last "Answer:" on its line, or stands in the last \\boxed{}; or None.
+    """What follows the last "Answer:" or "answer is" on its line, or the last \\boxed{}; or None.
 
     Markup around it is dropped, and what comes after a number: "**42 books**" answers 42.
     """
@@ -155,6 +155,7 @@ def extract_answer(text):
         if c == "\n" or not open_braces:
             answer = answer[:i]
             break
+    answer = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", answer)
     answer = re.sub(r"\\+[()\[\]]", "", answer).lstrip(" *$`=").rstrip(" *$`.")
     number = NUMBER.fullmatch(answer)
     return number["number"] if number else answer or None

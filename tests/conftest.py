@@ -47,6 +47,7 @@ def strict(warn):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA GPU (run them alone with: pytest -m gpu)")
+    config.addinivalue_line("markers", "real: needs real models in the folder OVD_REAL_MODELS")
     config.addinivalue_line("markers", "slow: takes minutes (run them alone with: pytest -m slow)")
     warnings.warn = strict(warnings.warn)
     for kind in ("FutureWarning", "DeprecationWarning"):  # and those that Python itself gives

@@ -101,6 +101,9 @@ def test_what_the_student_reads_and_that_nobody_replies():
         (r"so \boxed{1/2}", "1/2"),
         ("Answer: Paris", "Paris"),
         ("It is 3.", None),
+        ("So the answer is 20.", "20"),
+        ("The answer is: **18**", "18"),
+        (r"The final answer is \(\boxed{26}\).", "26"),
         ("", None),
     ],
 )

@@ -17,9 +17,12 @@ Four ideas:
     python sample.py --task search                  # with an environment, see more/search.py
     python sample.py --ask "Mia has 3 apples. ..."  # a question of your own
 """
+import ctypes
 import logging
 import math
+import os
 import re
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,13 +78,15 @@ def load_model(name, bits, device, flag="--student"):
 
     Raises UserError, naming `flag`, for what is missing, half-written, unreachable or unfit.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(name)) and not Path(name).is_dir():
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(name)) and not os.path.isdir(name):
         raise UserError(f"{flag} {name}: no such folder; give a model's folder or hub name")
     dtype = pick_dtype(device, bits)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                              bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+        if tokenizer.chat_template:  # it is a program, and may fail
+            chat_ids(tokenizer, [{"role": "user", "content": "?"}])
         model, report = AutoModelForCausalLM.from_pretrained(
             name, quantization_config=nf4 if bits == 4 else None, dtype=dtype,
             device_map={"": device}, use_safetensors=True, output_loading_info=True)
@@ -96,6 +101,9 @@ def load_model(name, bits, device, flag="--student"):
     if not tokenizer.chat_template or tokenizer.eos_token_id is None:
         lack = "end-of-sequence token" if tokenizer.chat_template else "chat template"
         raise UserError(f"{flag} {name}: its tokenizer has no {lack}; use an instruct model")
+    if max(tokenizer.get_vocab().values()) >= model.get_input_embeddings().num_embeddings:
+        raise UserError(f"{flag} {name}: its tokenizer has more tokens than the model knows; fetch "
+                        "both anew")
     if tokenizer.pad_token_id is None:
         # A filler under a mask of zeros. What is trained is told by a trajectory's own length and
         # never by comparing ids with this one, so a stop token that doubles as padding still is.
@@ -183,9 +191,23 @@ def merged_lora(model):
             layer.merged = None
 
 
+def keep_freed_memory(keep):
+    """Have glibc keep freed memory for the next tensor, or give it back to the system.
+
+    For each token the cache is made anew, a little longer. Large blocks come from the system, and
+    to get their pages takes as long as to fill them: kept, long texts take half the time.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0 if keep else 65536)  # M_MMAP_MAX, blocks with pages of their own
+        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, from which size on; glibc's own maximum
+        libc.mallopt(-1, 2**31 - 1 if keep else 1 << 26)  # M_TRIM_THRESHOLD
+        libc.malloc_trim(0)
+
+
 def load_student(name, bits, device):
     """(model with LoRA, tokenizer, base's name). name: a model, or the adapter/ of a run."""
-    if not (Path(name) / "adapter_config.json").exists():
+    if not os.path.exists(os.path.join(name, "adapter_config.json")):
         model, tokenizer = load_model(name, bits, device)
         add_lora(model)
         return model, tokenizer, name
@@ -245,6 +267,13 @@ def is_real(tokenizer):
 def prompt_ids(tokenizer, problem):
     """Token ids of a problem's prompt, with the instruction that this model follows."""
     return chat_ids(tokenizer, problem.messages(is_real(tokenizer)))
+
+
+def check_numbers(model, logits):
+    """Raise UserError where a model's logits are NaN, as those of a damaged file are."""
+    if logits.isnan().any():
+        raise UserError(f"the model {model.config.name_or_path} computes NaN; its weights are "
+                        "damaged, fetch it again")
 
 
 def left_pad(rows, pad, device):
@@ -354,6 +383,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=kv,
                        use_cache=True, logits_to_keep=1).logits[:, -1].float()  # (b, V)
         if step == 0:  # the prompts have been read, and their continuations part ways
+            check_numbers(model, logits)
             kv.batch_select_indices(source)
             logits, mask, positions = logits[source], mask[source], positions[source]
         ids, logprobs = choose(logits, T)  # (b, 1) each
@@ -392,9 +422,11 @@ def take_turns(model, tokenizer, trajectories, temperatures, max_new_tokens, aut
     stops, until = stop_ids(model, tokenizer), trajectories[0].problem.until
     going = list(zip(trajectories, temperatures))
     while going:
+        keep_freed_memory(True)
         with merged_lora(model):
             turns = generate(model, tokenizer, [t.prompt_ids + t.ids for t, _ in going],
                              [temperature for _, temperature in going], max_new_tokens, until)
+        keep_freed_memory(False)
         waiting = []
         for (t, temperature), (ids, logprobs) in zip(going, turns):
             append_turn(t, ids, logprobs, author, 1, tokenizer)

@@ -26,8 +26,9 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from ovd import expected_score, most_likely_score
-from sample import (break_marks, chat_ids, check_context, embedded, flags, is_real, left_pad,
-                    load_model, pick_device, sample_trajectories, sample_unseen, without_lora)
+from sample import (break_marks, chat_ids, check_context, check_numbers, embedded, flags, is_real,
+                    left_pad, load_model, pick_device, sample_trajectories, sample_unseen,
+                    without_lora)
 from tasks import UserError, fail_in_one_line
 
 GRADING_PROMPT = """Grade an attempt at a problem.
@@ -116,6 +117,7 @@ def score_probs(model, tokenizer, prompts, batch=16):
         logits = model(input_ids=ids, attention_mask=torch.cat([mask, rest_mask], 1),
                        position_ids=start + positions, cache=kv, use_cache=True,
                        logits_to_keep=1).logits[:, -1]  # (b, V)
+        check_numbers(model, logits)
         rows.append(logits[:, digits].float().logsumexp(-1).softmax(-1).cpu())  # (b, 10)
     return torch.cat(rows)
 

@@ -17,6 +17,7 @@ environment replies to the student, more/data.py one for problems of your own.
     python tasks.py    # a problem of each difficulty, and how answers are checked
 """
 import argparse
+import os
 import random
 import re
 import signal
@@ -51,14 +52,24 @@ class UserError(Exception):
 
 
 def fail_in_one_line(main):
-    """Run a script's main(): a UserError becomes one line on stderr and exit code 2."""
+    """Run a script's main(): what is wrong becomes one line on stderr and exit code 2."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # it was started without
     sys.stdout.reconfigure(errors="replace")  # a terminal without a letter shows "?" for it
     argparse.ArgumentParser.error = refuse  # its own prints every flag first
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
+        for flag, value in zip(sys.argv, sys.argv[1:]):
+            if not value:  # as of a variable of the shell that is not set
+                raise UserError(f"{flag} is empty; give a value or leave it out")
         main()
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        sys.stdout.flush()
+    except (UserError, OSError) as e:
+        line = " ".join(str(e).split())
+        if isinstance(e, OSError):  # a disk that is full, a name too long, a pipe that was closed
+            line = f"{line}; see that there is such a place, and room to write to it"
+            sys.stdout = None  # what is left to be said there would fail again
+        print("error:", line if len(line) < 900 else f"{line[:400]} ... {line[-400:]}",
+              file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

@@ -18,8 +18,9 @@ embedded miniature in tiny/, which runs on any laptop. The methods:
     sft      the teacher's own trajectories alone, nothing is sampled: off-policy
 
 One run is an anecdote: python -m more.compare takes several methods through several seeds. In
-[a | b] below, a is the default with the embedded pair and b that with the hub's. A run leaves in
---out metrics.csv, samples.jsonl, adapter/ and result.json, see more/record.py.
+[a | b] below, a is the default with the embedded pair and b that with the hub's on a GPU; without
+one a real model gets CPU_PAIR. A run leaves metrics.csv, samples.jsonl, adapter/ and result.json
+in --out, see more/record.py.
 """
 import os
 import time
@@ -381,9 +382,18 @@ def first_look(teacher, sampled):
 # The default pairs. Names apart, they differ in nothing but these numbers.
 TINY_PAIRS = {task: dict(student=embedded(task, "student"), teacher=embedded(task, "teacher"),
                          difficulty=1, lr=5e-4, max_new_tokens=tokens, batch=256, micro_batch=32,
-                         chunk=0) for task, tokens in (("math", 64), ("search", 32))}
+                         chunk=0, eval_problems=500) for task, tokens in (("math", 64),
+                                                                          ("search", 32))}
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
-                lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128)
+                lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128, eval_problems=500)
+# What a real model without a GPU was run with, see RESULTS.md: a step takes minutes.
+CPU_PAIR = HUB_PAIR | dict(difficulty=1, lr=2e-4, max_new_tokens=160, micro_batch=2,
+                           eval_problems=32)
+
+
+def defaults_of(small, device, task):
+    """The defaults of a pair: small is the embedded student, which has 2 million weights."""
+    return TINY_PAIRS[task] if small else HUB_PAIR if device == "cuda" else CPU_PAIR
 
 
 def flags():
@@ -408,7 +418,7 @@ def flags():
       "(it fails, try it); of both together, the rejected ones staying in [own]")
     a("--lr", type=number(float, 1e-12, 1), help="learning rate of AdamW [5e-4 | 5e-5]")
     a("--kl", type=number(float, 0, 1e6), default=0.0, help="pull to the untrained student [0]")
-    a("--eval-problems", type=size, default=500, help="unseen ones, to test on [500]")
+    a("--eval-problems", type=size, help="unseen ones, to test on [500]")
     a("--turns", type=number(int, 0, 1000), default=4, help="searches a trajectory may make [4]")
     # what the machine can hold
     a("--batch", type=size, help="trajectories sampled side by side [256 | 32]")
@@ -441,9 +451,6 @@ def parse(argv=None):
 
 def check(args):
     """Refuse flags that do not go together, before anything is loaded."""
-    for name, value in vars(args).items():
-        if value == "":  # as of a variable of the shell that is not set
-            raise UserError(f"--{name.replace('_', '-')} is empty; give a value or leave it out")
     check_teacher_flags(args)
     group, server = args.samples * (args.problems if args.one_shot else 1), is_server(args.teacher)
     for wrong, message in (
@@ -483,8 +490,7 @@ def load_pair(args, device):
             raise
         print(f"the default pair for a GPU cannot be had, so the embedded one is used; {e}")
         student, tokenizer, base = load_student(embedded(args.task, "student"), args.bits, device)
-    # The defaults go by its size: an embedded student has 2 million weights.
-    pair = TINY_PAIRS[args.task] if student.num_parameters() < 50e6 else HUB_PAIR
+    pair = defaults_of(student.num_parameters() < 50e6, device, args.task)
     vars(args).update((k, v) for k, v in pair.items() if getattr(args, k) is None)
     if args.method in ("grpo", "format"):
         return student, tokenizer, base, None
@@ -516,7 +522,7 @@ def run(args, test=evaluate):
     """
     from more import adapter, checkpoint, plan, record
     began, asked, device = time.time(), dict(vars(args)), pick_device()
-    out, finished = checkpoint.open_folder(args)
+    out, finished = checkpoint.find_run(args)
     if finished:
         print(f"{out} holds this run, and it is finished")
         return record.say_in_one_sentence(finished, record.where_to_look(out, args.report))
@@ -528,6 +534,7 @@ def run(args, test=evaluate):
     mark("loading")
     stream, unseen = load_problems(args)
     check_words(tokenizer, unseen[0], args.student)
+    checkpoint.begin(out, asked)
     print(f"{args.method}{', one-shot' if args.one_shot else ''}: {args.steps} updates of "
           f"{args.problems * args.samples} trajectories, tested on {len(unseen)} unseen problems; "
           f"results in {out}\n")
@@ -535,7 +542,7 @@ def run(args, test=evaluate):
         before, sampled, _ = test(student, tokenizer, unseen, args)
         print(f"before: {before['pass_at_1']:.1%} right sampled, {before['greedy']:.1%} greedy")
         if args.method in ("ovd", "judge"):
-            first_look(teacher, sampled[:64])
+            first_look(teacher, sampled[:min(64, max(8, len(unseen) // 4))])
         try:
             rows = train(student, tokenizer, teacher, stream, args, out)
         finally:  # whatever happened, what was learned is kept

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from safetensors import safe_open
@@ -26,32 +27,56 @@ LAST = {}  # folder: when its last checkpoint was written, in seconds
 
 
 # ------------------------------------------------------------------------------- a run's folder
-def open_folder(args):
-    """(folder of the run, made and marked; what result.json holds if the run is finished, or None).
+def find_run(args):
+    """(folder of the run, what its result.json holds if it is finished, else None).
 
-    UserError where the folder holds a run with other flags, or anything else with a run's files.
+    Nothing is written yet: what is wrong with models or problems is found first. UserError where
+    the folder holds a run with other flags, anything else with a run's files, or cannot be made.
     """
     out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
-    mark, asked = out / "run.json", {k: v for k, v in vars(args).items() if k != "out"}
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if mark.exists():
-            refuse_changes(json.loads(mark.read_text(encoding="utf-8")), asked, out)
+        if (out / "run.json").exists():
+            refuse_changes(read_object(out / "run.json"), vars(args), out)
         elif any((out / name).exists() for name in (*LOGS, "result.json", NAME)):
             raise UserError(f"--out {out} holds another run; give a new folder")
-        else:
-            write_whole(mark, json.dumps(asked) + "\n")
+        check_place(out)
         if (out / "result.json").exists():
-            return out, json.loads((out / "result.json").read_text(encoding="utf-8"))
-        if not (out / NAME).exists():  # not one step was kept: the run begins anew
+            return out, read_object(out / "result.json")
+    except (OSError, ValueError) as e:  # a NUL in its name is a ValueError
+        raise UserError(f"--out {shorten(str(out), 200)!r}: no folder to write to ({e}); name "
+                        "another")
+    return out, None
+
+
+def check_place(out):
+    """UserError where a folder cannot be made, or not be written to."""
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out}: {above} is no folder to write to; name another")
+
+
+def read_object(path):
+    """The JSON object in a file. UserError: it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+        return content
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"--out {path.parent}: its {path.name} is damaged ({e}); give a new folder")
+
+
+def begin(out, flags):
+    """Make a run's folder and mark it with its flags. Not one step was kept: its logs are empty."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        flags = {name: value for name, value in flags.items() if name != "out"}
+        write_whole(out / "run.json", json.dumps(flags) + "\n")
+        if not (out / NAME).exists():
             for name in LOGS:
                 open(out / name, "wb").close()
-    except OSError as e:
-        raise UserError(f"--out {out}: no folder to write to ({type(e).__name__}); name another")
-    except ValueError as e:
-        raise UserError(f"--out {out}: its run.json or result.json is damaged ({e}); give a new "
-                        "folder")
-    return out, None
+    except (OSError, ValueError) as e:
+        raise UserError(f"--out {out}: cannot be written to ({e}); free some disk, or name another")
 
 
 def refuse_changes(before, now, out):

@@ -33,7 +33,7 @@ import torch
 from tqdm import tqdm
 
 import train
-from more.checkpoint import refuse_changes, write_whole
+from more.checkpoint import check_place, refuse_changes, write_whole
 from sample import pick_device, sample_trajectories
 from tasks import UserError, fail_in_one_line
 
@@ -112,7 +112,7 @@ def read_json(path):
             content["asked"].get("seed")
         elif not isinstance(content, dict):
             raise TypeError("not an object")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path}: cut short, or not of a comparison ({type(e).__name__}); move "
                         f"{path.parent} away and it is run again")
     return content
@@ -277,6 +277,7 @@ def compare(args):
     out = Path(args.out or "runs/compare" + ("-one-shot" if args.one_shot else ""))
     runs = make_runs(args, out)
     done = {key: finished(run) for key, run in runs.items()}
+    check_place(out)
     left = {key: run for key, run in runs.items() if done[key] is None}
     jobs = args.jobs or (1 if pick_device() == "cuda" else os.cpu_count())
     jobs = max(1, min(jobs, len(left)))

@@ -9,6 +9,7 @@ FILE.index, and is used again as long as the file stays as it is.
         --student NAME --teacher NAME
 """
 import os
+import shutil
 import time
 import unicodedata
 from itertools import count
@@ -122,10 +123,15 @@ def write_index(path, folder):
     others = folder.is_file() or any(folder.glob("[!.]*"))
     if others and not (folder / ".managed.json").exists():
         raise ValueError("something else has this name")
+    is_new = not folder.exists()
     folder.mkdir(exist_ok=True)
     writer = wait_for_writer(open_index(folder), path)
     try:
         replace_passages(writer, path, folder)
+    except UserError:  # a bad line: nothing of the index is left
+        if is_new:
+            shutil.rmtree(folder)
+        raise
     except ValueError as e:  # tantivy's own, of what it writes
         raise UserError(f"--corpus {path}: its index cannot be written ({e}); it takes as much as "
                         "the file; free some disk and start again")

@@ -121,7 +121,7 @@ def read_lines(lines, source, like, advice=""):
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
                 continue
-            row = json.loads(text)
+            row = json.loads(text, parse_constant=int)  # NaN is no JSON: ValueError
             fields(row)
             if "\\u" in text:  # half an emoji can be written so, but it is no text: this raises
                 json.dumps(row, ensure_ascii=False).encode()

@@ -22,7 +22,7 @@ def read_run(folder):
         with open(path, encoding="utf-8", newline="") as file:
             rows = [{name: float(cell) for name, cell in row.items()}
                     for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{path}: not that of a finished run ({type(e).__name__}); give the --out "
                         "of one")
     if not rows:

@@ -91,7 +91,7 @@ def settle(args, device):
     student = sizes_of(args.student or pair["student"], "--student")
     if args.student:  # the other defaults go by its size
         small = student.linear_weights() < 50e6 > student.vocab * student.hidden
-        pair = tiny if small else train.HUB_PAIR
+        pair = train.defaults_of(small, device, args.task)
     for name, value in pair.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

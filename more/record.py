@@ -133,7 +133,7 @@ def main():
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         say_in_one_sentence(result, where_to_look(folder, False))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{folder}: no finished run ({type(e).__name__}); give the --out of one")
 
 

@@ -230,7 +230,7 @@ def write_report(folder):
         text = json.dumps(page, allow_nan=False).replace("<", r"\u003c")  # so that no tag ends it
         path = folder / "report.html"
         path.write_text(PAGE.replace("{{data}}", text), encoding="utf-8")
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{folder}: no page can be made of it ({type(e).__name__}: {e}); give the "
                         "--out of a finished run, or of a comparison")
     return path

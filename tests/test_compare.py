@@ -17,7 +17,7 @@ import pytest
 
 import train
 from more import compare as comparing
-from more.checkpoint import open_folder
+from more.checkpoint import begin
 from tasks import UserError, fail_in_one_line
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +164,7 @@ def test_of_a_run_cut_short_nothing_is_removed(tmp_path):
     small = ["--steps", "1", "--problems", "1", "--eval-problems", "4"]
     run = one_run(tmp_path, *small)
     folder = tmp_path / "ovd-0"
-    open_folder(run)
+    begin(Path(run.out), vars(run))
     for name in ("log.txt", "result.json.part", "notes.txt"):
         (folder / name).write_text("x")
     before = files_in(folder)
@@ -201,7 +201,7 @@ def test_a_result_that_cannot_be_read_is_one_line_that_names_the_file(tmp_path, 
     text = {"cut short": json.dumps(whole)[:50], "a list": "[1]",
             "another kind": json.dumps(without),
             "text for a number": json.dumps(whole | {"seconds": "x"})}[how]
-    open_folder(run)
+    begin(Path(run.out), vars(run))
     (tmp_path / "ovd-0/result.json").write_text(text)
     with pytest.raises(UserError) as e:
         comparing.finished(run)

@@ -195,7 +195,7 @@ def keep_freed_memory(keep):
     """Have glibc keep freed memory for the next tensor, or give it back to the system.
 
     For each token the cache is made anew, a little longer. Large blocks come from the system, and
-    to get their pages takes as long as to fill them: kept, long texts take half the time.
+    to get their pages can take as long as all the rest of a long text.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):

@@ -89,7 +89,7 @@ def draw(out, folders, solved, target):
         axes.set(xlabel="problems the teacher solves, %", ylabel="gain, points",
                  title={"fresh": "Fresh problems", "rare": "Success is rare"}[setting])
         axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    figure.axes[0].legend(frameon=False, fontsize=9, loc="lower right")
     save(figure, target)
 
 

@@ -473,20 +473,25 @@ def flags(description):
     """The flags that sample.py, score.py and train.py share."""
     parser = make_parser(description)
     a, count = parser.add_argument, number(int, 1, 10**5)
-    a("--task", choices=["math", "search"], default="math", help="stories, or to be searched for")
+    a("--task", choices=["math", "search"], default="math", help="math: stories; search: "
+      "questions to search for [math]")
     a("--student", help="folder, hub name, or the adapter/ of a run [the embedded one]")
     a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4; 16: as stored [4]")
     a("--problems", type=count, default=32, help="how many [%(default)s]")
     a("--samples", type=count, default=32, help="N, sampled for each problem [%(default)s]")
     a("--temperature", type=number(float, 0, 100), default=1.0, help="of the softmax [1]")
-    a("--max-new-tokens", type=number(int, 1, 10**6), default=64, help="a turn ends here [64]")
-    a("--difficulty", type=int, choices=DIFFICULTY, default=1, help="of stories, see tasks.py [1]")
+    a("--max-new-tokens", type=number(int, 1, 10**6), default=64, help="a turn ends here "
+      "[64; train.py: search 32 | 512]")
+    a("--difficulty", type=int, choices=DIFFICULTY, default=1, help="of stories, see tasks.py "
+      "[1; train.py: 1 | 4]")
     a("--seed", type=number(int, 0, 2**63), default=0, help="of problems and sampling [0]")
     return parser
 
 
 def sample_unseen(args):
     """(student, tokenizer, trajectories): args.samples attempts at each of args.problems."""
+    if 0 < args.temperature < 1e-3:
+        raise UserError("--temperature must be 0 or at least 1e-3")
     quiet()
     args.student = args.student or embedded(args.task, "student")
     model, tokenizer, _ = load_student(args.student, args.bits, pick_device())

@@ -60,7 +60,8 @@ def fail_in_one_line(main):
     try:
         for flag, value in zip(sys.argv, sys.argv[1:]):
             if not value:  # as of a variable of the shell that is not set
-                raise UserError(f"{flag} is empty; give a value or leave it out")
+                name = flag if flag.startswith("-") else "an argument"
+                raise UserError(f"{name} is empty; give a value or leave it out")
         main()
         sys.stdout.flush()
     except (UserError, OSError) as e:

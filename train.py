@@ -311,8 +311,9 @@ def solve_ahead(teacher, prompts, args):
     """
     solutions = teacher.solve(prompts)
     if args.one_shot and args.reward == "outcome" and solutions and not solutions[0].right:
+        cut = "" if solutions[0].stopped else " (cut off, raise --max-new-tokens)"
         print("the teacher does not solve the one problem of this run, so it has nothing better to "
-              f"put in the place of an attempt; it says: {solutions[0].text}")
+              f"put in the place of an attempt; it says{cut}: {solutions[0].text}")
 
 
 def judge(y, teacher, tokenizer, args):
@@ -392,14 +393,14 @@ CPU_PAIR = HUB_PAIR | dict(difficulty=1, lr=2e-4, max_new_tokens=160, micro_batc
 
 
 def defaults_of(small, device, task):
-    """The defaults of a pair: small is the embedded student, which has 2 million weights."""
+    """The defaults of a pair. small: it is an embedded student, of 0.7 million weights."""
     return TINY_PAIRS[task] if small else HUB_PAIR if device == "cuda" else CPU_PAIR
 
 
 def flags():
     """Every flag of a run: those of score.py and sample.py, and these. Their help is their rule."""
     parser = teacher_flags(__doc__)
-    # What is None goes by the pair. The loss divides by the temperature, so it is not 0.
+    # What is None goes by the pair: --max-new-tokens [64, search 32 | 512], --difficulty [1 | 4].
     parser.set_defaults(problems=4, samples=8, difficulty=None, max_new_tokens=None)
     a, size = parser.add_argument, number(int, 1, 10**6)
     a("--method", choices=METHODS, default="ovd", help="see above [ovd]")
@@ -478,7 +479,7 @@ def check(args):
 def load_pair(args, device):
     """(student, tokenizer, base's name, Teacher or None), and args filled in with its defaults.
 
-    On a GPU whose default pair is out of reach it is the embedded one.
+    On a GPU whose default student is out of reach it is the embedded pair.
     """
     pair = HUB_PAIR if device == "cuda" else TINY_PAIRS[args.task]
     where = torch.cuda.get_device_name() if device == "cuda" else "the CPU, no CUDA GPU was found"
@@ -523,7 +524,7 @@ def run(args, test=evaluate):
     from more import adapter, checkpoint, plan, record
     began, asked, device = time.time(), dict(vars(args)), pick_device()
     out, finished = checkpoint.find_run(args)
-    if finished:
+    if finished is not None:
         print(f"{out} holds this run, and it is finished")
         return record.say_in_one_sentence(finished, record.where_to_look(out, args.report))
     quiet()
@@ -552,8 +553,8 @@ def run(args, test=evaluate):
         raise UserError(f"out of GPU memory; try --batch {max(1, args.batch // 4)} --micro-batch 1 "
                         "--chunk 64; python -m more.plan says what fits")
     except KeyboardInterrupt:
-        print(f"\nstopped; the adapter so far is in {out / 'adapter'}, and the same command with "
-              f"--out {out} goes on from the last step that was kept")
+        print(f"\nstopped; what was learned so far is in {out / 'adapter'}, and the same command "
+              f"with --out {out} goes on from the last step that was kept")
         sys.exit(130)
     result = record.result_of(args, asked, before, after, rows, teacher, PEAKS)
     result["seconds"] = time.time() - (BEGAN if test is evaluate else began)

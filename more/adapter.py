@@ -4,6 +4,8 @@
     python -m more.adapter runs/NAME/adapter        # what is in one, and how far it has moved
 """
 import json
+import os
+import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -15,7 +17,10 @@ MEND = "give the adapter/ folder of a run made with the same student"
 
 
 def save_adapter(model, folder, base_name):
-    """Write the adapters in PEFT's format, for PeftModel.from_pretrained(base, folder)."""
+    """Write the adapters in PEFT's format, for PeftModel.from_pretrained(base, folder).
+
+    Both files are written under another name first, so what was there stays if they cannot be.
+    """
     layers = lora_layers(model)
     first = next(iter(layers.values()))
     r = first.lora_A.shape[0]
@@ -25,10 +30,18 @@ def save_adapter(model, folder, base_name):
               "target_modules": sorted({name.rpartition(".")[2] for name in layers})}
     tensors = {f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().cpu()
                for name, layer in layers.items() for part in ("lora_A", "lora_B")}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file(tensors, Path(folder) / "adapter_model.safetensors")
-    (Path(folder) / "adapter_config.json").write_text(json.dumps(config, indent=2),
-                                                      encoding="utf-8")
+    part = Path(f"{folder}.part")
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part / "adapter_model.safetensors")
+        (part / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        Path(folder).mkdir(exist_ok=True)
+        for file in part.iterdir():
+            os.replace(file, Path(folder) / file.name)
+        part.rmdir()
+    except Exception as e:  # safetensors' own kind for a full disk among them
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"{folder}: the adapter cannot be written ({e}); free some disk")
 
 
 def base_name(folder):

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from transformers import TextStreamer
 
-from sample import (embedded, load_student, pick_device, prompt_ids, quiet, sample_trajectories,
-                    without_lora)
+from sample import (check_numbers, embedded, load_student, pick_device, prompt_ids, quiet,
+                    sample_trajectories, without_lora)
 from tasks import Problem, UserError, fail_in_one_line
 
 SAMPLES = 4  # shown below the first answer
@@ -32,6 +32,7 @@ def stream_answer(model, tokenizer, problem, args):
     ids = torch.tensor([prompt_ids(tokenizer, problem)], device=model.device)  # (1, T)
     how = dict(do_sample=True, temperature=args.temperature, top_k=0, top_p=1.0) \
         if args.temperature else dict(do_sample=False)
+    check_numbers(model, model(input_ids=ids).logits)
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how,
                    max_new_tokens=args.max_new_tokens, pad_token_id=tokenizer.pad_token_id,
                    streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))

@@ -41,7 +41,10 @@ def find_run(args):
             raise UserError(f"--out {out} holds another run; give a new folder")
         check_place(out)
         if (out / "result.json").exists():
-            return out, read_object(out / "result.json")
+            result = read_object(out / "result.json")
+            if not {"before", "after", "settings"} <= {*result}:
+                raise UserError(f"--out {out}: its result.json is damaged; give a new folder")
+            return out, result
     except (OSError, ValueError) as e:  # a NUL in its name is a ValueError
         raise UserError(f"--out {shorten(str(out), 200)!r}: no folder to write to ({e}); name "
                         "another")
@@ -67,7 +70,8 @@ def read_object(path):
 
 
 def begin(out, flags):
-    """Make a run's folder and mark it with its flags. Not one step was kept: its logs are empty."""
+    """Make a run's folder and mark it with its flags. Where no step was kept, its logs are emptied.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         flags = {name: value for name, value in flags.items() if name != "out"}
@@ -177,6 +181,9 @@ def unpack(written, teacher, problems):
     """Give a teacher back what it had written: texts, and how long they were."""
     by_question = {problem.question: problem for problem in problems}
     for question, beginning, text, stopped, reward, read, tokens in written:
+        if question not in by_question:
+            raise UserError("--out holds a run on other problems, so --data has changed; restore "
+                            "that file, or give a new folder")
         problem = by_question[question]
         teacher.written[problem, beginning] = Trajectory(
             problem, prompt_ids=[0] * read, mask=[1] * tokens, stopped=stopped, text=text,

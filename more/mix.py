@@ -50,11 +50,16 @@ def mix(first, second, share, folder):
         raise UserError(f"{apart[0]} is in {first if apart[0] in a else second} alone; give two "
                         "checkpoints of one model")
     mixed = {name: mix_tensors(a[name], b[name], share, name) for name in a}
-    folder.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f"{folder.name}.part")  # renamed at the end: whole, or not there
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     for path in Path(first).iterdir():  # tokenizer, config, chat template
         if path.suffix in (".json", ".jinja", ".txt", ".model") and "index" not in path.name:
-            shutil.copy(path, folder / path.name)
-    save_file(mixed, folder / "model.safetensors", {"format": "pt"})
+            shutil.copy(path, part / path.name)
+    save_file(mixed, part / "model.safetensors", {"format": "pt"})
+    if folder.exists():
+        folder.rmdir()  # it is empty
+    part.rename(folder)
     return sum(tensor.numel() for tensor in mixed.values())
 
 

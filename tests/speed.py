@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import train
 from more.judge import as_reward
-from sample import chat_ids, embedded, generate, load_student, merged_lora, pick_device, quiet
+from sample import embedded, generate, load_student, merged_lora, pick_device, prompt_ids, quiet
 from score import load_teacher
 from tasks import Problem, fail_in_one_line, make_parser, number, problem_stream
 from tqdm import tqdm
@@ -157,7 +157,7 @@ def main():
     quiet()
     said = [compare_training(args)] if 1 in args.parts else []
     model, tokenizer, _ = load_student(args.student, 4, pick_device())
-    prompts = [chat_ids(tokenizer, p.messages()) for p in islice(problem_stream(0), 32)
+    prompts = [prompt_ids(tokenizer, p) for p in islice(problem_stream(0), 32)
                for _ in range(8)]  # 8 of each problem, as in training
     eos = model.generation_config.eos_token_id
     stops = sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None})

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import sample
-from more.adapter import base_name, load_adapter
-from more.adapter import save_adapter
+from more import adapter
+from more.adapter import base_name, load_adapter, save_adapter
 from sample import TINY, add_lora, chat_ids, load_model, load_student, lora_layers
 from tasks import Problem, UserError
 
@@ -168,3 +169,17 @@ def test_the_command_says_what_is_in_an_adapter(trained, copied, monkeypatch, ca
     with pytest.raises(SystemExit) as e:
         adapter(copied)
     assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_was_there_stays_where_an_adapter_cannot_be_written(copied, fresh_student, monkeypatch):
+    """As on a full disk."""
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(adapter, "save_file", full)
+    with pytest.raises(UserError, match="free some disk"):
+        save_adapter(fresh_student[0], copied, TINY / "student")
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+    assert not copied.with_name("adapter.part").exists()

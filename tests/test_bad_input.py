@@ -45,7 +45,7 @@ FLAGS = [  # (command, word of its line); {LONG} and such are filled in, '' is a
     ("train --max-new-tokens 0", "--max-new-tokens"), ("train --max-new-tokens 1000000000", "--max-new-tokens"),
     ("train --eval-problems 0", "--eval-problems"), ("train --turns -1", "--turns"),
     ("train --bits 8", "--bits"), ("train --difficulty 6", "--difficulty"), ("train --difficulty x", "--difficulty"),
-    ("sample --temperature -1", "--temperature"), ("sample --problems 0", "--problems"),
+    ("sample --temperature -1", "--temperature"), ("sample --temperature 1e-40", "--temperature"), ("sample --problems 0", "--problems"),
     ("score --samples nan", "--samples"), ("tasks --seed x", "--seed"), ("tasks --seed -1", "--seed"),
     ("more.compare --seeds 0", "--seeds"), ("more.compare --jobs 0", "--jobs"),
     ("more.compare --seeds 1000000000", "--seeds"), ("more.ladder --tokens 0", "--tokens"),
@@ -59,7 +59,7 @@ FLAGS = [  # (command, word of its line); {LONG} and such are filled in, '' is a
     ("train --data ''", "--data is empty"), ("train --student ''", "--student is empty"),
     ("train --teacher ''", "--teacher is empty"), ("train --out ''", "--out is empty"),
     ("train --corpus '' --task search", "--corpus is empty"), ("train --question-field ''", "--question-field is empty"),
-    ("sample --student ''", "--student"), ("score --teacher ''", "--teacher"), ("more.reply", "text"),
+    ("sample --student ''", "--student"), ("score --teacher ''", "--teacher"), ("more.reply", "text"), ("more.reply ''", "an argument is empty"),
     ("more.mix", "FOLDER"), ("more.report", "folder"), ("more.judge --rescore ''", "--rescore"),
     # two that do not go together
     ("train --method logits --teacher self", "no other logits"),
@@ -155,11 +155,11 @@ RUNS = [(f"more.judge --rescore rescore/{name}.jsonl", word) for name, (_, word)
     ("more.compare --methods grpo --seeds 1 --out strange_file", "no folder"),
 ] + [("more." + command.replace("RUN", folder), folder) for command in (
     "report RUN", "explain RUN", "export RUN new", "picture RUN new.png", "record RUN", "checkpoint RUN")
-     for folder in ("nowhere", "math.jsonl", "empty", "result_cut", "result_list", "result_deep")] + [
+     for folder in ("nowhere", "math.jsonl", "empty", "result_cut", "result_list", "result_deep", "result_other")] + [
     ("more.export run {TINY}/student", "run/adapter"), ("more.ladder --json nowhere/l.json", "nowhere/l.json"),
     ("more.plan --json nowhere/p.json", "nowhere/p.json"), ("more.plan --student nowhere/at/all", "nowhere/at/all"),
     ("more.suffix --student nowhere/at/all", "nowhere/at/all"), ("more.pair math.jsonl", "math.jsonl"),
-    ("sample --ask 1+1? --student nowhere/at/all", "nowhere/at/all"),
+    ("sample --ask 1+1? --student nowhere/at/all", "nowhere/at/all"), ("sample --ask 1+1? --student models/nan", "NaN"),
 ]
 TABLE = FLAGS + MODELS + FILES + RUNS
 
@@ -192,7 +192,7 @@ def write_runs(folder):
     write(folder / "run/metrics.csv", "step\n1\n")
     for name, text in {"marked": '{"steps": 3}', "mark_cut": '{"st', "mark_list": "[1]", "mark_deep": DEEP}.items():
         write(folder / name / "run.json", text)
-    for name, text in {"result_cut": '{"method": "ov', "result_list": "[1]", "result_deep": DEEP}.items():
+    for name, text in {"result_other": '{"a": 1}', "result_cut": '{"method": "ov', "result_list": "[1]", "result_deep": DEEP}.items():
         write(folder / name / "result.json", text)
     write(folder / "strange/grpo-0/thesis.txt", "mine")
     write(folder / "strange_file/grpo-0", "mine")

@@ -535,7 +535,7 @@ def run(args, test=evaluate):
     mark("loading")
     stream, unseen = load_problems(args)
     check_words(tokenizer, unseen[0], args.student)
-    checkpoint.begin(out, asked)
+    checkpoint.begin(out, asked, student)
     print(f"{args.method}{', one-shot' if args.one_shot else ''}: {args.steps} updates of "
           f"{args.problems * args.samples} trajectories, tested on {len(unseen)} unseen problems; "
           f"results in {out}\n")

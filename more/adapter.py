@@ -4,6 +4,7 @@
     python -m more.adapter runs/NAME/adapter        # what is in one, and how far it has moved
 """
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -48,7 +49,10 @@ def base_name(folder):
     """The name of the model that an adapter was trained on."""
     path = Path(folder) / "adapter_config.json"
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        name = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"its base model is {name!r}")
+        return name
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"--student {path}: cannot be read ({type(e).__name__} {e}); {MEND}")
 
@@ -61,6 +65,8 @@ def load_adapter(model, folder):
         if config.get("use_rslora") or config.get("use_dora") or config.get("rank_pattern") or \
                 config.get("alpha_pattern"):
             raise ValueError("only plain LoRA of one rank is known here")
+        if not math.isfinite(config["lora_alpha"]):
+            raise ValueError("its lora_alpha is not finite")
         add_lora(model, config["r"], config["lora_alpha"])
         for name, layer in lora_layers(model).items():
             for part in ("lora_A", "lora_B"):

@@ -50,12 +50,13 @@ def answer(model, tokenizer, question, args, title):
 
 def questions(asked):
     """The one question, or what stands in the lines of the input until it ends."""
-    if asked:
-        yield asked
-        return
-    for line in sys.stdin:
-        if line.strip():
-            yield line.strip()
+    try:
+        for line in [asked] if asked else sys.stdin:
+            line.encode()  # bytes of the command line that are no text are half an emoji here
+            if line.strip():
+                yield line.strip()
+    except UnicodeError as e:
+        raise UserError(f"--ask: a question is no text in UTF-8 ({e}); convert it")
 
 
 def ask(args):

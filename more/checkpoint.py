@@ -9,6 +9,7 @@ name and then renamed, so it is there and whole, or not there. It holds safetens
 """
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from textwrap import shorten
@@ -35,9 +36,12 @@ def find_run(args):
     """
     out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
     try:
+        files = [out / name for name in (*LOGS, "result.json", NAME)]
         if (out / "run.json").exists():
-            refuse_changes(read_object(out / "run.json"), vars(args), out)
-        elif any((out / name).exists() for name in (*LOGS, "result.json", NAME)):
+            before = read_object(out / "run.json")
+            if any(file.exists() and file.stat().st_size for file in files):  # it took a step
+                refuse_changes(before, vars(args), out)
+        elif any(file.exists() for file in files):
             raise UserError(f"--out {out} holds another run; give a new folder")
         check_place(out)
         if (out / "result.json").exists():
@@ -69,11 +73,19 @@ def read_object(path):
         raise UserError(f"--out {path.parent}: its {path.name} is damaged ({e}); give a new folder")
 
 
-def begin(out, flags):
-    """Make a run's folder and mark it with its flags. Where no step was kept, its logs are emptied.
+def begin(out, flags, student=None):
+    """Make a run's folder and mark it with its flags. Where no step was kept, logs are emptied.
+
+    UserError: there is no room for what the run will save of the student, or no such place.
     """
+    # A checkpoint holds the weights that learn three times, and the one before it stays until it
+    # is written. So does the adapter.
+    need = sum(32 * p.numel() for p in trained(student)) if student else 0
     try:
         out.mkdir(parents=True, exist_ok=True)
+        room = shutil.disk_usage(out).free
+        if room < need:
+            raise OSError(f"{room / 2**20:,.0f} MiB are free of {need / 2**20:,.0f} that it needs")
         flags = {name: value for name, value in flags.items() if name != "out"}
         write_whole(out / "run.json", json.dumps(flags) + "\n")
         if not (out / NAME).exists():

@@ -283,7 +283,8 @@ def compare(args):
     jobs = max(1, min(jobs, len(left)))
     run_all = run_here if jobs == 1 else run_side_by_side
     try:
-        for key, result in tqdm(run_all(left, jobs), total=len(left), desc="comparing", unit="run"):
+        for key, result in tqdm(run_all(left, jobs), total=len(left), desc="comparing", unit="run",
+                                leave=False):
             done[key] = result
     except BaseException:
         print(f"\nwhat is finished is kept in {out}; the same command goes on from there")

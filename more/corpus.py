@@ -173,6 +173,9 @@ def add_passages(writer, path):
     with open(path, "rb") as file, tqdm(total=os.path.getsize(path), desc="indexing", unit="B",
                                         unit_scale=True, leave=False) as bar:
         for number, row in read_lines(file, f"--corpus {path}", PASSAGE):
+            if not all(isinstance(row[x], (str, int, float)) for x in ("id", "title", "text")):
+                raise UserError(f"--corpus {path}, line {number}: its id, title and text must be "
+                                f"text; every line must be like {PASSAGE}")
             # A letter and its accent may be one character or two; NFC makes them one.
             title, text = (unicodedata.normalize("NFC", str(row[x])) for x in ("title", "text"))
             writer.add_document(tantivy.Document(id=str(row["id"]).encode(), passage=[title, text]))

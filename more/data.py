@@ -87,7 +87,7 @@ def read_jsonl(path, flag, like, advice=""):
     try:
         with open(file, "rb") as lines:
             yield from read_lines(lines, f"{flag} {path}", like, advice)
-    except OSError as e:
+    except (OSError, ValueError) as e:  # a NUL in its name is a ValueError
         raise UserError(f"{flag} {path}: cannot be read ({type(e).__name__}); give a file with "
                         f"{like} a line")
 

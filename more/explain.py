@@ -16,12 +16,17 @@ def read_run(folder):
     path = Path(folder) / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        for part, figure in (("before", "pass_at_1"), ("after", "pass_at_1"), ("after", "n")):
-            float(result[part][figure])
+        for when in ("before", "after"):
+            for figure in ("pass_at_1", "greedy", "entropy"):
+                math.isnan(result[when][figure])  # TypeError: it is no number
+        if not result["after"]["n"] > 0:
+            raise ValueError("it was tested on nothing")
+        result["settings"]["one_shot"]
         path = Path(folder) / "metrics.csv"
         with open(path, encoding="utf-8", newline="") as file:
             rows = [{name: float(cell) for name, cell in row.items()}
                     for row in csv.DictReader(file)]
+        [row[name] for row in rows for name in ("step", "reward", "score", "replaced")]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{path}: not that of a finished run ({type(e).__name__}); give the --out "
                         "of one")

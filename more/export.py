@@ -13,6 +13,7 @@ sum too, but no more coarsely than a model in bfloat16 rounds all it computes.
 """
 import json
 from pathlib import Path
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from transformers import AutoTokenizer
@@ -39,7 +40,12 @@ def merge(adapter, dtype=torch.bfloat16):
         raise UserError("merging needs PEFT: pip install -r more/requirements.txt")
     model, _ = load_model(find_base(adapter), 16, "cpu", f"the base model of {adapter}")
     try:
-        return PeftModel.from_pretrained(model.to(dtype), adapter).merge_and_unload()
+        with catch_warnings():
+            filterwarnings("error", "Found missing adapter keys")  # else they are random numbers
+            merged = PeftModel.from_pretrained(model.to(dtype), adapter).merge_and_unload()
+        if not all(p.isfinite().all() for p in merged.parameters()):
+            raise ValueError("it holds numbers that are not finite")
+        return merged
     except Exception as e:  # whatever is wrong with its files
         raise UserError(f"{adapter}: does not fit its base model ({type(e).__name__}); give the "
                         "--out of another run")

@@ -14,6 +14,7 @@ tie, what a threshold theta would accept, and whether flattery helps.
 as_reward makes a teacher a reward function for another trainer, such as TRL's.
 """
 import math
+import re
 from collections import defaultdict
 from dataclasses import replace
 from itertools import combinations
@@ -169,7 +170,7 @@ def as_trajectory(row):
         raise TypeError("question, answer and text must be text")
     if not all(type(x) in (int, float) and 0 <= x <= 9 for x in numbers):
         raise TypeError("reward, probs and score must be numbers from 0 to 9")
-    if "</search>" in row["text"] or "</answer>" in row["text"]:
+    if re.search("<search>.*</search>|<answer>.*</answer>", row["text"], re.DOTALL):
         raise ValueError("it is of a search run, whose passages are not kept with it")
     return Trajectory(Problem(row["question"], row["answer"]), stopped=True, text=row["text"],
                       reward=row["reward"], probs=row["probs"], score=row["score"])

@@ -10,6 +10,7 @@ import json
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from more.ladder import RUNGS
 from more.picture import LOOK, save
 from tasks import UserError, fail_in_one_line, make_parser
 
@@ -28,8 +29,13 @@ def read_rows(files):
     for file in files:
         try:
             with open(file, encoding="utf-8") as f:
-                rows += [row for row in json.load(f) if row["rung"] and row["tokens"]]
-        except (OSError, ValueError, KeyError, TypeError) as e:
+                found = json.load(f)
+            for row in found:
+                if row["rung"] not in RUNGS or row["tokens"] < 1 or (row["peak_bytes"] or 1) < 1:
+                    raise ValueError("no rung of the ladder")
+                row["vocab"], row["chunk"], row["device"]
+            rows += found
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
             raise UserError(f"{file}: not what python -m more.ladder --json writes "
                             f"({type(e).__name__}); make it anew")
     return sorted(rows, key=lambda row: row["tokens"])
@@ -39,9 +45,9 @@ def draw_bars(axes, rows):
     """All rungs at the greatest length at which every one of them fits."""
     short = {row["tokens"] for row in rows if row["peak_bytes"] is None}
     fits = [row["tokens"] for row in rows if row["tokens"] not in short]
-    if not fits:
+    longest = [row for row in rows if row["tokens"] == max(fits, default=None)]
+    if not LINES.keys() <= {row["rung"] for row in longest}:
         raise UserError("at no length do all rungs fit; add a file of fewer --tokens")
-    longest = [row for row in rows if row["tokens"] == max(fits)]
     peaks = [row["peak_bytes"] / MIB for row in longest]
     bars = axes.barh([row["rung"] for row in longest], peaks, color="0.45")
     axes.bar_label(bars, [f" {p:,.0f} MiB" if p >= 10 else f" {p:.1f} MiB" for p in peaks])

@@ -57,7 +57,7 @@ def main():
     with rc_context(LOOK):
         figure = Figure(figsize=(11, 4.2))
         left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
-        draw_training(left, rows, result["one_shot"])
+        draw_training(left, rows, result["settings"]["one_shot"])
         draw_test(right, result)
         figure.tight_layout()
         save(figure, args.target)

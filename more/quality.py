@@ -16,7 +16,7 @@ from argparse import Namespace
 from itertools import islice
 from pathlib import Path
 
-from more.checkpoint import write_whole
+from more.checkpoint import read_object, write_whole
 from more.compare import compare, flags, interval
 from more.mix import mix
 from sample import embedded, load_model, pick_device, quiet
@@ -58,7 +58,7 @@ def measure_teachers(out, folders):
                          for share, folder in folders.items()}
                   for name, size in (("fresh", (1, 64)), ("rare", (2, 96)))}
         write_whole(path, json.dumps(solved, indent=1) + "\n")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_object(path)
 
 
 def read_gains(path):

@@ -190,6 +190,7 @@ def write_files(folder):
 def write_runs(folder):
     """Folders of runs that are another's, unfinished, or damaged."""
     write(folder / "run/metrics.csv", "step\n1\n")
+    write(folder / "marked/metrics.csv", "step\n1\n")
     for name, text in {"marked": '{"steps": 3}', "mark_cut": '{"st', "mark_list": "[1]", "mark_deep": DEEP}.items():
         write(folder / name / "run.json", text)
     for name, text in {"result_other": '{"a": 1}', "result_cut": '{"method": "ov', "result_list": "[1]", "result_deep": DEEP}.items():

@@ -540,12 +540,15 @@ def test_a_teacher_that_never_scores_ends_the_run(tmp_path, student, monkeypatch
 def test_the_one_problem_that_the_teacher_cannot_solve_is_said_so(capsys):
     class Wrong:
         def solve(self, problems):
-            return [Trajectory(p, text="It is 7.", reward=float(p.answer == "1")) for p in problems]
+            return [Trajectory(p, text="It is 7.", stopped=p.question == "?",
+                               reward=float(p.answer == "1")) for p in problems]
 
     for answer, one_shot, said in (("2", True, 1), ("1", True, 0), ("2", False, 0)):
         args = Namespace(one_shot=one_shot, reward="outcome")
         train.solve_ahead(Wrong(), [Problem("?", answer)] * 2, args)
         assert capsys.readouterr().out.count("it says: It is 7.") == said
+    train.solve_ahead(Wrong(), [Problem("cut off", "2")], Namespace(one_shot=True, reward="outcome"))
+    assert "says (cut off, raise --max-new-tokens): It is 7." in capsys.readouterr().out
 
 
 def test_without_an_answer_key_the_reward_is_the_teacher_s_word(tmp_path, script, monkeypatch):

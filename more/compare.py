@@ -227,12 +227,14 @@ def start_workers(jobs):
     threads = None if pick_device() == "cuda" else max(1, os.cpu_count() // jobs)
     workers = {}
     usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is the parent's alone
-    for _ in range(jobs):
-        pipe, their_end = context.Pipe()
-        workers[pipe] = context.Process(target=work, args=(their_end, threads), daemon=True)
-        workers[pipe].start()
-        their_end.close()  # so that the pipe breaks when the worker dies
-    signal.signal(signal.SIGINT, usual)
+    try:
+        for _ in range(jobs):
+            pipe, their_end = context.Pipe()
+            workers[pipe] = context.Process(target=work, args=(their_end, threads), daemon=True)
+            workers[pipe].start()
+            their_end.close()  # so that the pipe breaks when the worker dies
+    finally:
+        signal.signal(signal.SIGINT, usual)
     return workers
 
 

@@ -477,7 +477,7 @@ def flags(description):
       "questions to search for [math]")
     a("--student", help="folder, hub name, or the adapter/ of a run [the embedded one]")
     a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4; 16: as stored [4]")
-    a("--problems", type=count, default=32, help="how many [%(default)s]")
+    a("--problems", type=count, default=32, help="how many; train.py: a step [%(default)s]")
     a("--samples", type=count, default=32, help="N, sampled for each problem [%(default)s]")
     a("--temperature", type=number(float, 0, 100), default=1.0, help="of the softmax [1]")
     a("--max-new-tokens", type=number(int, 1, 10**6), default=64, help="a turn ends here "

@@ -42,11 +42,12 @@ def make_run(folder, attempts, method="ovd", **settings):
         rows.writerow(["step", "reward", "score", "replaced"])
         rows.writerows([step, step / steps, "nan" if method == "grpo" else 9 * step / steps, 0.25]
                        for step in range(1, steps + 1))
-    settings = {"theta": 5.0, "turns": 4, "student": "/a/tiny/student", "teacher": "x/y"} | settings
+    settings = {"theta": 5.0, "turns": 4, "one_shot": False, "student": "/a/tiny/student",
+                "teacher": "x/y"} | settings
     (folder / "result.json").write_text(json.dumps({
         "method": method, "seed": 0, "steps": steps, "one_shot": False, "seconds": 3.0,
-        "peak_bytes": 2**30, "settings": settings, "before": {"pass_at_1": 0.25, "greedy": 0.0},
-        "after": {"pass_at_1": 0.75, "greedy": 1.0, "n": 500}}))
+        "peak_bytes": 2**30, "settings": settings, "before": {"pass_at_1": 0.25, "greedy": 0.0, "entropy": 0.4},
+        "after": {"pass_at_1": 0.75, "greedy": 1.0, "entropy": 0.1, "n": 500}}))
     (folder / "samples.jsonl").write_text("".join(json.dumps(t) + "\n" for t in attempts))
     return folder
 

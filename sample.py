@@ -41,8 +41,7 @@ from bitsandbytes.functional import dequantize_4bit
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
-from tasks import (DIFFICULTY, Problem, UserError, fail_in_one_line, make_parser, number,
-                   task_stream)
+from tasks import DIFFICULTY, Problem, UserError, fail_in_one_line, make_parser, number, task_stream
 
 TINY = Path(__file__).parent / "tiny"
 

@@ -42,8 +42,7 @@ from ovd import (accept, group_advantages, peak_bytes, reset_peak, reverse_kl, t
                  token_logprobs, trajectory_loss)
 from sample import (Trajectory, as_data, check_words, embedded, entropy, left_pad, load_student,
                     pick_device, prompt_ids, quiet, sample_trajectories, without_lora)
-from score import (auc, check_teacher_flags, is_server, load_teacher, scores_of,
-                   teacher_flags)
+from score import auc, check_teacher_flags, is_server, load_teacher, scores_of, teacher_flags
 from tasks import INFORMATION, UserError, fail_in_one_line, number, task_stream
 
 METHODS = ("ovd", "judge", "grpo", "format", "logits", "sft")
@@ -381,10 +380,10 @@ def first_look(teacher, sampled):
 
 # ------------------------------------------------------------------------------- the flags
 # The default pairs. Names apart, they differ in nothing but these numbers.
-TINY_PAIRS = {task: dict(student=embedded(task, "student"), teacher=embedded(task, "teacher"),
-                         difficulty=1, lr=5e-4, max_new_tokens=tokens, batch=256, micro_batch=32,
-                         chunk=0, eval_problems=500) for task, tokens in (("math", 64),
-                                                                          ("search", 32))}
+TINY_PAIRS = {task: dict(
+    student=embedded(task, "student"), teacher=embedded(task, "teacher"), difficulty=1, lr=5e-4,
+    max_new_tokens=tokens, batch=256, micro_batch=32, chunk=0, eval_problems=500)
+    for task, tokens in (("math", 64), ("search", 32))}
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
                 lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128, eval_problems=500)
 # What a real model without a GPU was run with, see RESULTS.md: a step takes minutes.
@@ -467,6 +466,9 @@ def check(args):
              "the teacher's score, and only ovd and judge ask for it"),
             (args.reward == "verbal" and args.teacher_sees_answer, "--teacher-sees-answer: with "
              "--reward verbal there is no answer to see"),
+            (max(args.problems * args.samples, args.steps * (args.one_shot or args.problems)) > 1e6,
+             f"--steps {args.steps} --problems {args.problems} --samples {args.samples}: more than "
+             "a million problems, or attempts a step; lower one of them"),
             (args.corpus and not (args.task == "search" and args.data), "--corpus is for --task "
              "search, with --data for the questions"),
             (args.task == "search" and (args.data or args.eval_data) and not args.corpus, "--data "

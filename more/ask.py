@@ -27,6 +27,7 @@ def unknown_words(question, tokenizer):
             if tokenizer.unk_token_id in tokenizer.encode(word, add_special_tokens=False)]
 
 
+@torch.no_grad()
 def stream_answer(model, tokenizer, problem, args):
     """Print one answer word by word as it is made, from the full softmax as in training."""
     ids = torch.tensor([prompt_ids(tokenizer, problem)], device=model.device)  # (1, T)

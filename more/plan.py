@@ -273,15 +273,7 @@ def as_flag(name, value):
 
 
 def warn(args, device):
-    """Say in one line, before anything is loaded, that a run will hardly fit.
-
-    UserError: it asks for more problems or attempts than any machine has memory for.
-    """
-    prompts = args.steps * (1 if args.one_shot else args.problems)
-    if max(prompts, args.problems * args.samples) > 10**6:
-        raise UserError(f"--steps {args.steps} --problems {args.problems} --samples "
-                        f"{args.samples}: more than a million problems, or attempts a step; lower "
-                        "one of them")
+    """Say in one line, before anything is loaded, that a run will hardly fit."""
     try:
         args, student, teacher = settle(args, device)
     except UserError:

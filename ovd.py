@@ -11,26 +11,23 @@ gives digit k after reading y_j, and theta a threshold:
     L      = - 1/M sum_j A_j sum_t log pi(y'_jt)   trajectory-level update     trajectory_loss
 
 R is the outcome: 1 if the answer is right, else 0. M is the number of trained tokens in the whole
-batch; train.py divides by it, once, at the end. Ten numbers a trajectory are all that is ever
-asked of the teacher's distribution, so a teacher with any tokenizer, or behind any wall, will do.
+batch; train.py divides by it, once, at the end. Ten numbers a trajectory are all that is asked of
+the teacher, so it may have any tokenizer. What this replaces is here too, to be compared with:
+the reverse KL over the whole vocabulary at every student token (reverse_kl), dense and in chunks.
 
-What this replaces is here too, to be compared with: token-level distillation, the reverse KL over
-the whole vocabulary at every student token (reverse_kl), dense and in chunks.
-
-Source: arXiv 2601.21968, sections 3.2-3.4 as quoted in public; the authors' code was not at hand.
-Those quotes do not say how a replacement enters the update, and that decides whether the method
-works at all: see group_advantages.
+Source: arXiv 2601.21968, sections 3.2-3.4 as quoted in public. The quotes do not say how a
+replacement enters the update, and that decides whether it works at all: see group_advantages.
 
     python ovd.py    # one group by numbers, then the memory of three losses: half a minute
 """
-import argparse
-import ctypes
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
+from more.machine import peak_bytes, pick_device, reset_peak, return_freed_memory
+from more.terminal import fail_in_one_line, make_parser
 
 
 # ------------------------------------------------------------------------------- digits to scores
@@ -59,9 +56,8 @@ def group_advantages(rewards, baseline=None):
 
     baseline (..., K): the rewards the mean is taken over; `rewards` itself unless given. This is
     GRPO (arXiv 2402.03300) without the division by the group's standard deviation, which favours
-    prompts that are almost always or almost never solved (arXiv 2503.20783). Each trajectory is
-    part of the mean it is compared with. So the expected update is (1 - 1/N) times the policy
-    gradient: shorter, in the same direction.
+    prompts that are almost always or almost never solved (arXiv 2503.20783). A trajectory is part
+    of its own mean, so the expected update is the policy gradient times 1 - 1/N.
 
     For OVD the baseline is the student's own group, *before* replacement. Within the mixed group
     the update dies. What was accepted is right, and what replaced the rest is right, so all rewards
@@ -111,9 +107,8 @@ def trajectory_loss(logprobs, advantages, start_logprobs=None, kl=0.0):
     """-sum A log pi over M tokens, each with its trajectory's advantage: (M,), (M,) -> scalar.
 
     A sum and not a mean: the caller divides once by the *whole* batch's token count, so the size
-    of a micro-batch changes nothing. A batch takes one gradient step, so the policy ratio of a
-    student's token is 1. The ratio of a teacher's token is set to 1 as well, because a black box
-    has no probability to show.
+    of a micro-batch changes nothing. A batch takes one gradient step, so a student's token has a
+    policy ratio of 1. A teacher's is set to 1: a black box has no probability to show.
 
     kl > 0 pulls towards the start by kl/2 (log pi - log pi_start)^2. On the student's own tokens
     the mean of its gradient is that of the reverse KL (k2 in joschu.net/blog/kl-approx.html).
@@ -164,45 +159,6 @@ def loss_inputs(M, V, H, H_T, dtype, device):
     return h.requires_grad_(), W, g, U, torch.arange(M, device=device) % V
 
 
-def status_bytes(field):
-    """VmRSS (held now) or VmHWM (the most held) of this process, in bytes. Linux alone."""
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
-
-
-def peak_bytes(device):
-    """The most memory held so far: by the GPU's allocator, or without a GPU by this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "linux":
-        return status_bytes("VmHWM")
-    import psutil  # which accelerate brings along
-    usage = psutil.Process().memory_info()
-    return getattr(usage, "peak_wset", usage.rss)  # Windows knows the peak, macOS what is held now
-
-
-def reset_peak(device):
-    """Forget the peak so far -> bytes held now. A CPU's can be reset on Linux alone."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    try:
-        with open("/proc/self/clear_refs", "w") as f:
-            f.write("5")
-        return status_bytes("VmRSS")
-    except OSError:
-        return peak_bytes(device)
-
-
-def return_freed_memory():
-    """Have glibc give blocks of 1 MiB or more back once they are freed, or chunks pile up."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
-        libc.malloc_trim(0)
-
-
 # ------------------------------------------------------------------------------- a look at it
 def show_group():
     """Print one group by numbers: scores, verdicts, and advantages against two baselines."""
@@ -251,11 +207,10 @@ def show_memory(device):
 
 def main():
     """One group by numbers, then the memory of three losses."""
-    argparse.ArgumentParser(description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    make_parser(__doc__).parse_args()
     show_group()
-    show_memory("cuda" if torch.cuda.is_available() else "cpu")
+    show_memory(pick_device())
 
 
 if __name__ == "__main__":
-    main()
+    fail_in_one_line(main)

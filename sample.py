@@ -17,92 +17,51 @@ Four ideas:
     python sample.py --task search                  # with an environment, see more/search.py
     python sample.py --ask "Mia has 3 apples. ..."  # a question of your own
 """
-import ctypes
-import logging
 import math
 import os
 import re
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
-from pathlib import Path
-from textwrap import shorten
-from unicodedata import category, normalize
 
-import huggingface_hub
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import transformers
-from bitsandbytes.functional import dequantize_4bit
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
-from tasks import DIFFICULTY, Problem, UserError, fail_in_one_line, make_parser, number, task_stream
-
-TINY = Path(__file__).parent / "tiny"
-
-
-def embedded(task, role):
-    """Folder of the embedded "student" or "teacher" of a task."""
-    return str(TINY / (role if task == "math" else f"{task}-{role}"))
+from more.checks import check_context, check_model, check_numbers, check_words, named_errors
+from more.flags import check_sampling_flags, embedded, sampling_flags
+from more.machine import pick_device, pick_dtype
+from more.quick import quick_sampling
+from more.safe_text import as_data
+from more.terminal import fail_in_one_line, quiet
+from tasks import Problem, task_stream
 
 
 # ------------------------------------------------------------------------------- loading
-def quiet():
-    """Leave the screen to this project: of the libraries only errors, and a download's bar."""
-    transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.enable_progress_bars()
-    for library in ("transformers", "bitsandbytes", "huggingface_hub"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-
-
-def pick_device():
-    """The device to run on: "cuda" where there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def pick_dtype(device, bits):
-    """The type to compute in: on a CPU float32, or bfloat16 as stored; on a GPU what it has."""
-    if device == "cpu":
-        return torch.float32 if bits == 4 else torch.bfloat16
-    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-
-
 def load_model(name, bits, device, flag="--student"):
     """(model, tokenizer) of a folder or hub name, all weights frozen. bits: 4 (NF4) or 16.
 
     Raises UserError, naming `flag`, for what is missing, half-written, unreachable or unfit.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(name)) and not os.path.isdir(name):
-        raise UserError(f"{flag} {name}: no such folder; give a model's folder or hub name")
-    dtype = pick_dtype(device, bits)
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                             bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    dtype = pick_dtype(device, bits)  # of what is computed: 4-bit weights are unpacked to it
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype,
+                             bnb_4bit_quant_type="nf4",  # 16 levels that suit a normal distribution
+                             bnb_4bit_use_double_quant=True)  # the scales are quantised as well
+    with named_errors(flag, name) as local:  # what is at hand, where the hub does not answer
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left",  # rows end together
+                                                  local_files_only=local)
         if tokenizer.chat_template:  # it is a program, and may fail
             chat_ids(tokenizer, [{"role": "user", "content": "?"}])
         model, report = AutoModelForCausalLM.from_pretrained(
             name, quantization_config=nf4 if bits == 4 else None, dtype=dtype,
-            device_map={"": device}, use_safetensors=True, output_loading_info=True)
-    except Exception as e:  # a dozen kinds: it is missing, broken, out of reach or too large
-        why = shorten(str(e), 200) or type(e).__name__
-        raise UserError(f"{flag} {name}: cannot be loaded ({why}); give a folder or hub name of a "
-                        "causal language model in safetensors, small enough for this machine, and "
-                        "see that the network is up")
-    if report["missing_keys"]:  # transformers fills these with random numbers and goes on
-        raise UserError(f"{flag} {name}: {len(report['missing_keys'])} weights are missing, "
-                        f"{min(report['missing_keys'])} first; fetch the half-written folder again")
-    if not tokenizer.chat_template or tokenizer.eos_token_id is None:
-        lack = "end-of-sequence token" if tokenizer.chat_template else "chat template"
-        raise UserError(f"{flag} {name}: its tokenizer has no {lack}; use an instruct model")
-    if max(tokenizer.get_vocab().values()) >= model.get_input_embeddings().num_embeddings:
-        raise UserError(f"{flag} {name}: its tokenizer has more tokens than the model knows; fetch "
-                        "both anew")
+            device_map={"": device}, output_loading_info=True,
+            use_safetensors=True,  # a pickle could run code
+            local_files_only=local)
+    check_model(model, tokenizer, report["missing_keys"], flag, name)
     if tokenizer.pad_token_id is None:
         # A filler under a mask of zeros. What is trained is told by a trajectory's own length and
         # never by comparing ids with this one, so a stop token that doubles as padding still is.
@@ -121,16 +80,16 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base, self.scale, self.enabled, self.merged = base, alpha / r, True, None
         at = dict(device=base.weight.device, dtype=torch.float32)
-        self.lora_A = nn.Parameter(torch.empty(r, base.in_features, **at))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, **at))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.lora_A = nn.Parameter(torch.empty(r, base.in_features, **at))   # (r, in)
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, **at))  # (out, r)
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as PEFT does
         self.train()
 
     def forward(self, x):
         """x (..., in) -> y (..., out)."""
-        if self.merged is not None:
+        if self.merged is not None:  # while it is sampled from on a CPU, see more/quick.py
             return F.linear(x, self.merged, self.base.bias)
-        y = self.base(x)
+        y = self.base(x)  # (..., out), from weights unpacked for this one product
         if not self.enabled:
             return y
         A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # learn in float32, multiply in x's
@@ -149,7 +108,7 @@ def add_lora(model, r=8, alpha=16):
     """Put a LoRALinear around every linear layer of `model` but its output head."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and layer is not model.get_output_embeddings():
-            parent, _, child = name.rpartition(".")
+            parent, _, child = name.rpartition(".")  # "layers.0.mlp", ".", "up_proj"
             setattr(model.get_submodule(parent), child, LoRALinear(layer, r, alpha))
 
 
@@ -170,87 +129,23 @@ def without_lora(model):
             layer.enabled = True
 
 
-@contextmanager
-def merged_lora(model):
-    """Inside this block W + B (alpha / r) A is one float32 matrix a layer: sampling is quicker.
-
-    Many tokens are sampled between two updates, and to unpack W for each takes longer than to use
-    it. Only on a CPU, which computes 4-bit layers in float32. Rounded to 16 bits the sum would be
-    another policy than the one that is trained, and a GPU's memory is what 4-bit is for.
-    """
-    layers = [layer for layer in lora_layers(model).values() if model.device.type == "cpu"
-              and hasattr(layer.base.weight, "quant_state")]  # the 4-bit ones
-    for layer in layers:
-        W = dequantize_4bit(layer.base.weight.data, layer.base.weight.quant_state)  # (out, in)
-        layer.merged = W + layer.enabled * layer.scale * layer.lora_B @ layer.lora_A
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.merged = None
-
-
-def keep_freed_memory(keep):
-    """Have glibc keep freed memory for the next tensor, or give it back to the system.
-
-    For each token the cache is made anew, a little longer. Large blocks come from the system, and
-    to get their pages can take as long as all the rest of a long text.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0 if keep else 65536)  # M_MMAP_MAX, blocks with pages of their own
-        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, from which size on; glibc's own maximum
-        libc.mallopt(-1, 2**31 - 1 if keep else 1 << 26)  # M_TRIM_THRESHOLD
-        libc.malloc_trim(0)
-
-
 def load_student(name, bits, device):
     """(model with LoRA, tokenizer, base's name). name: a model, or the adapter/ of a run."""
     if not os.path.exists(os.path.join(name, "adapter_config.json")):
         model, tokenizer = load_model(name, bits, device)
         add_lora(model)
         return model, tokenizer, name
-    from more.adapter import base_name, load_adapter
+    from more.adapter import base_name, load_adapter  # what a run has learned, in PEFT's format
     base = base_name(name)
     model, tokenizer = load_model(base, bits, device)
     load_adapter(model, name)
     return model, tokenizer, base
 
 
-# ------------------------------------------------------------------------------- text is data
-# Marks of chat templates, for a reader to whom they are no tokens: "<|user|>", "[INST]", "</s>".
-TEMPLATE_MARK = (r"<[|｜]|\[\||<<SYS|\[/?(?:INST|SYSTEM_PROMPT)\]"
-                 r"|</?(?:s|bos|eos|(?:start|end)_of_turn)>")
-
-
-def break_marks(text, pattern, first=r"\1 "):
-    """Text with a space after the first character of all that matches, as a reader sees it.
-
-    To a reader full-width letters are letters (NFKC), and zero-width characters (Cf) are not there.
-    Where nothing matches, nothing changes.
-    """
-    seen = text
-    if not text.isascii():
-        seen = normalize("NFKC", "".join(c for c in text if category(c) != "Cf"))
-    broken = re.sub(f"(?=(?:{pattern}))(.)", first, seen, flags=re.IGNORECASE)
-    return text if broken == seen else broken
-
-
-@cache
-def control_pattern(tokenizer):
-    """What may act as a control token: TEMPLATE_MARK, and the added tokens of the tokenizer."""
-    tokens = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()} if tokenizer else set()
-    # Blank ones are text: Gemma has "\n\n" among its added tokens.
-    return "|".join([TEMPLATE_MARK, *(re.escape(t) for t in tokens if len(t.strip(" \n▁")) > 1)])
-
-
-def as_data(text, tokenizer=None):
-    """Text with every control token broken, so that "<|im_end|>" in it ends nothing."""
-    return break_marks(text, control_pattern(tokenizer))
-
-
+# ------------------------------------------------------------------------------- prompts
 def chat_ids(tokenizer, conversation):
     """Token ids of a conversation, up to where the model is to speak; no thinking aloud first."""
+    # Control tokens in a message are broken. Only the template writes real ones.
     safe = [{**m, "content": as_data(m["content"], tokenizer)} for m in conversation]
     text = tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True,
                                          enable_thinking=False)
@@ -268,35 +163,12 @@ def prompt_ids(tokenizer, problem):
     return chat_ids(tokenizer, problem.messages(is_real(tokenizer)))
 
 
-def check_numbers(model, logits):
-    """Raise UserError where a model's logits are NaN, as those of a damaged file are."""
-    if logits.isnan().any():
-        raise UserError(f"the model {model.config.name_or_path} computes NaN; its weights are "
-                        "damaged, fetch it again")
-
-
 def left_pad(rows, pad, device):
     """Lists of ids -> ids, attention mask, positions, each (B, T); rows end at the right edge."""
-    length = max(map(len, rows))
+    length = max(map(len, rows))  # T; on the left stands padding, with a mask of 0
     ids = torch.tensor([[pad] * (length - len(r)) + r for r in rows], device=device)
     mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows], device=device)
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
-
-
-def check_words(tokenizer, problem, name):
-    """Raise UserError where a student has no words for a problem: the embedded ones know 380."""
-    words = tokenizer.encode(problem.question, add_special_tokens=False)
-    if words.count(tokenizer.unk_token_id) > len(words) / 4:
-        raise UserError(f"--student {name} has no words for these problems; name one that has, "
-                        "like Qwen/Qwen3-0.6B, or give the --task that it was made for")
-
-
-def check_context(model, tokens, advice):
-    """Raise UserError where a model is to read or write more tokens than it has positions for."""
-    context = getattr(model.config, "max_position_embeddings", None) or math.inf
-    if tokens > context:
-        raise UserError(f"{tokens} tokens are more than the context of {context} of the model "
-                        f"{model.config.name_or_path}; {advice}")
 
 
 # ------------------------------------------------------------------------------- trajectories
@@ -330,7 +202,7 @@ class Trajectory:
 
 def append_turn(t, ids, logprobs, author, mask, tokenizer):
     """Lengthen a trajectory and its text; only the environment may write its own marks."""
-    length = len(tokenizer.decode(t.ids, skip_special_tokens=True))
+    length = len(tokenizer.decode(t.ids, skip_special_tokens=True))  # in characters, so far
     t.append(ids, logprobs, author, mask)
     # Decoded together with what stands before: a token may be half a letter.
     words = tokenizer.decode(t.ids, skip_special_tokens=True)[length:]
@@ -351,8 +223,8 @@ def choose(logits, T):
     From the full softmax at T: no top-k, no top-p. T = 0 takes the likeliest token.
     """
     logprobs = F.log_softmax(logits / T.where(T > 0, 1), -1)  # (b, V)
-    ids = logprobs.argmax(-1, keepdim=True)
-    if T.any():
+    ids = logprobs.argmax(-1, keepdim=True)  # (b, 1)
+    if T.any():  # some rows are sampled and not greedy
         ids = torch.where(T > 0, torch.multinomial(logprobs.exp(), 1), ids)
     return ids, logprobs.gather(1, ids)
 
@@ -370,11 +242,12 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
     ids, mask, positions = left_pad(list(map(list, unique)), tokenizer.pad_token_id, model.device)
     check_context(model, ids.shape[1] + max_new_tokens,
                   f"lower --max-new-tokens {max_new_tokens} or give shorter problems")
-    stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=model.device)
+    stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=model.device)  # (S,)
     # `until` may be many tokens. Text is made and searched only after those it can end in.
     ends = {i for word, i in tokenizer.get_vocab().items() if until[-1] in word} if until else ()
     T = torch.tensor(temperature, device=model.device).expand(len(prompts))[:, None]  # (B, 1)
-    results, kv = [([], []) for _ in prompts], DynamicCache(config=model.config)
+    results = [([], []) for _ in prompts]  # ids and their log pi, for each prompt
+    kv = DynamicCache(config=model.config)  # keys and values of all tokens so far
     rows = torch.arange(len(prompts), device=model.device)  # (b,) who has not stopped yet
     # A bar shows where a batch takes more than five seconds, as with a real model on a CPU.
     for step in tqdm(range(max_new_tokens), "one batch", unit="token", leave=False, delay=5,
@@ -387,8 +260,8 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
             logits, mask, positions = logits[source], mask[source], positions[source]
         ids, logprobs = choose(logits, T)  # (b, 1) each
         going = ~torch.isin(ids[:, 0], stops)  # (b,)
-        for n, (row, i, lp) in enumerate(zip(rows.tolist(), ids[:, 0].tolist(),
-                                             logprobs[:, 0].tolist())):
+        chosen = zip(rows.tolist(), ids[:, 0].tolist(), logprobs[:, 0].tolist())
+        for n, (row, i, lp) in enumerate(chosen):
             results[row][0].append(i)
             results[row][1].append(lp)
             if i in ends and until in tokenizer.decode(results[row][0][-len(until):]):
@@ -397,8 +270,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
             break
         if not going.all():  # who has stopped leaves the batch
             kv.batch_select_indices(going.nonzero()[:, 0])
-            ids, mask, positions, rows, T = (
-                x[going] for x in (ids, mask, positions, rows, T))
+            ids, mask, positions, rows, T = (x[going] for x in (ids, mask, positions, rows, T))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)  # (b, T + 1)
         positions = positions[:, -1:] + 1  # (b, 1)
     return results
@@ -421,23 +293,23 @@ def take_turns(model, tokenizer, trajectories, temperatures, max_new_tokens, aut
     stops, until = stop_ids(model, tokenizer), trajectories[0].problem.until
     going = list(zip(trajectories, temperatures))
     while going:
-        keep_freed_memory(True)
-        with merged_lora(model):
+        # 1. All go on, up to a stop token or to where one of them asks its environment.
+        with quick_sampling(model):
             turns = generate(model, tokenizer, [t.prompt_ids + t.ids for t, _ in going],
                              [temperature for _, temperature in going], max_new_tokens, until)
-        keep_freed_memory(False)
         waiting = []
         for (t, temperature), (ids, logprobs) in zip(going, turns):
             append_turn(t, ids, logprobs, author, 1, tokenizer)
+            # 2. Who has not stopped may have asked for something.
             t.stopped = ids[-1] in stops
             reply = None if t.stopped else t.problem.reply(t.text)
-            if reply is not None:
+            if reply is not None:  # 3. It is put behind the text, with mask 0.
                 words = tokenizer.encode(as_data(f"\n{reply}\n", tokenizer),
                                          add_special_tokens=False)
                 append_turn(t, words, [0.0] * len(words), "environment", 0, tokenizer)
                 waiting.append((t, temperature))
         going = waiting
-    for t in trajectories:
+    for t in trajectories:  # what was cut off earns nothing
         t.text = t.text.strip()
         if t.problem.answer is not None:  # else nobody knows
             t.reward = t.problem.reward(t.text) if t.stopped else 0.0
@@ -460,42 +332,16 @@ def sample_trajectories(model, tokenizer, problems, temperature=1.0, max_new_tok
     return trajectories
 
 
-def entropy(trajectories):
-    """Nats a token, as the mean of -log pi over what the student chose; NaN where that is none."""
-    chosen = [lp for t in trajectories for lp, author, trained in zip(t.logprobs, t.authors, t.mask)
-              if author == "student" and trained]
-    return -sum(chosen) / len(chosen) if chosen else math.nan
-
-
 # ------------------------------------------------------------------------------- a look at it
-def flags(description):
-    """The flags that sample.py, score.py and train.py share."""
-    parser = make_parser(description)
-    a, count = parser.add_argument, number(int, 1, 10**5)
-    a("--task", choices=["math", "search"], default="math", help="math: stories; search: "
-      "questions to search for [math]")
-    a("--student", help="folder, hub name, or the adapter/ of a run [the embedded one]")
-    a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4; 16: as stored [4]")
-    a("--problems", type=count, default=32, help="how many; train.py: a step [%(default)s]")
-    a("--samples", type=count, default=32, help="N, sampled for each problem [%(default)s]")
-    a("--temperature", type=number(float, 0, 100), default=1.0, help="of the softmax [1]")
-    a("--max-new-tokens", type=number(int, 1, 10**6), default=64, help="a turn ends here "
-      "[64; train.py: search 32 | 512]")
-    a("--difficulty", type=int, choices=DIFFICULTY, default=1, help="of stories, see tasks.py "
-      "[1; train.py: 1 | 4]")
-    a("--seed", type=number(int, 0, 2**63), default=0, help="of problems and sampling [0]")
-    return parser
-
-
 def sample_unseen(args):
     """(student, tokenizer, trajectories): args.samples attempts at each of args.problems."""
-    if 0 < args.temperature < 1e-3:
-        raise UserError("--temperature must be 0 or at least 1e-3")
+    check_sampling_flags(args)
     quiet()
     args.student = args.student or embedded(args.task, "student")
     model, tokenizer, _ = load_student(args.student, args.bits, pick_device())
     torch.manual_seed(args.seed)
     stream = task_stream(args.task, args.seed, args.difficulty, held_out=True)
+    # Each problem N times, side by side: its prompt is read once.
     problems = [p for p in islice(stream, args.problems) for _ in range(args.samples)]
     check_words(tokenizer, problems[0], args.student)
     return model, tokenizer, sample_trajectories(model, tokenizer, problems, args.temperature,
@@ -504,7 +350,7 @@ def sample_unseen(args):
 
 def main():
     """Show attempts at one problem, and count how many are right."""
-    parser = flags(__doc__)
+    parser = sampling_flags(__doc__)
     parser.add_argument("--ask", nargs="?", const="", metavar="QUESTION", help="one of your own; "
                         "without it each line of the input is one")
     args, began = parser.parse_args(), time.time()
@@ -517,7 +363,7 @@ def main():
         text = re.sub("(?=<search>|<answer>|<information>)", "\n      ", t.text)  # a turn a line
         print(f"  {'right' if t.right else 'wrong'}  {sum(t.mask):3d} tokens, "
               f"p = {math.exp(sum(t.logprobs)):.1e}  {text}")
-    right = torch.tensor([float(t.right) for t in trajectories]).view(-1, args.samples)
+    right = torch.tensor([float(t.right) for t in trajectories]).view(-1, args.samples)  # (P, N)
     print(f"\n{len(trajectories)} trajectories of {args.bits}-bit {args.student}, "
           f"{sum(len(t.ids) for t in trajectories):,} tokens in {time.time() - began:.1f} s with "
           f"loading: {right.mean():.1%} right; {right.amax(1).mean():.0%} of {args.problems} "

@@ -11,8 +11,8 @@ is all that is exchanged, the teacher may have another tokenizer than the studen
 server (more/server.py), or be the student itself before training.
 
 Nothing a student writes is ever read as its score. The digit is taken where the *teacher* speaks,
-control tokens in an attempt are broken (sample.as_data), and an attempt cannot close the fence it
-stands in.
+control tokens in an attempt are broken (more/safe_text.py), and an attempt cannot close the fence
+it stands in.
 
     python score.py                # attempts of the student, the ten probabilities as bars
     python -m more.judge --help    # is this teacher any good? ask before you train
@@ -25,11 +25,13 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from more.checks import check_context, check_numbers
+from more.flags import check_teacher_flags, embedded, is_server, teacher_flags
+from more.safe_text import break_marks
+from more.terminal import UserError, fail_in_one_line
 from ovd import expected_score, most_likely_score
-from sample import (break_marks, chat_ids, check_context, check_numbers, embedded, flags, is_real,
-                    left_pad, load_model, pick_device, sample_trajectories, sample_unseen,
-                    without_lora)
-from tasks import UserError, fail_in_one_line
+from sample import (chat_ids, is_real, left_pad, load_model, pick_device, sample_trajectories,
+                    sample_unseen, without_lora)
 
 GRADING_PROMPT = """Grade an attempt at a problem.
 Problem: {question}
@@ -60,8 +62,7 @@ def grading_messages(problem, solution, attempt, real=False):
 
     real: sample.is_real of the teacher's tokenizer.
     """
-    texts = {"question": problem.question, "solution": problem.condense(solution),
-             "attempt": attempt}
+    texts = dict(question=problem.question, solution=problem.condense(solution), attempt=attempt)
     prompt = problem.grading_prompt or (REAL_GRADING_PROMPT if real else GRADING_PROMPT)
     return [{"role": "user", "content": prompt.format(
         **{name: break_marks(text, FENCE, "( ") for name, text in texts.items()})}]
@@ -78,11 +79,11 @@ def digit_ids(tokenizer):
     """
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False,
                                            add_generation_prompt=True, enable_thinking=False)
-    bare, forms = tokenizer.encode(prompt, add_special_tokens=False), {}
-    n = len(bare)
+    bare = tokenizer.encode(prompt, add_special_tokens=False)
+    n, forms = len(bare), {}  # {tokens before the digit: sets of the ten digits' ids}
     for space in ("", " "):
         ten = [tokenizer.encode(prompt + space + d, add_special_tokens=False) for d in "0123456789"]
-        begin, ids = ten[0][:-1], tuple(i[-1] for i in ten)
+        begin, ids = ten[0][:-1], tuple(i[-1] for i in ten)  # what all but the last are, the last
         if (all(i[:-1] == begin for i in ten) and begin[:n] == bare and len(set(ids)) == 10
                 and tokenizer.unk_token_id not in ids):
             forms.setdefault(tuple(begin[n:]), set()).add(ids)
@@ -105,13 +106,13 @@ def score_probs(model, tokenizer, prompts, batch=16):
     for i in tqdm(range(0, len(prompts), batch), "scoring", leave=False, delay=5, disable=None):
         part = [p + begin for p in prompts[i:i + batch]]
         check_context(model, max(map(len, part)), "lower --max-new-tokens or give shorter problems")
-        prefixes, source = shared_prefixes(part)
+        prefixes, source = shared_prefixes(part)  # P of them, and whose is whose
         rests = [p[len(prefixes[s]):] for p, s in zip(part, source)]
         kv = DynamicCache(config=model.config)
         ids, mask, positions = left_pad(prefixes, tokenizer.pad_token_id, model.device)  # (P, T)
         model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=kv, use_cache=True,
               logits_to_keep=1)
-        kv.batch_select_indices(torch.tensor(source, device=model.device))
+        kv.batch_select_indices(torch.tensor(source, device=model.device))  # a copy for each prompt
         mask, start = mask[source], positions[source, -1:] + 1  # (b, T), (b, 1)
         ids, rest_mask, positions = left_pad(rests, tokenizer.pad_token_id, model.device)  # (b, t)
         logits = model(input_ids=ids, attention_mask=torch.cat([mask, rest_mask], 1),
@@ -169,19 +170,17 @@ class Teacher:
 
         solutions: its own, a Trajectory each. Where it said no digit, score is None, probs empty.
         """
-        asked = {}  # {(problem, text): conversation}: a student repeats itself, once is enough
+        asked = {}  # {(problem, text): conversation}. A student repeats itself: once is enough.
         for t, solution in zip(trajectories, solutions):
-            shown = solution.text
-            if self.sees_answer:
-                shown += f"\nRight answer: {solution.problem.answer}"
-            asked[t.problem, t.text] = grading_messages(t.problem, shown, t.text,
-                                                            is_real(self.tokenizer))
+            answer = f"\nRight answer: {t.problem.answer}" if self.sees_answer else ""
+            asked[t.problem, t.text] = grading_messages(t.problem, solution.text + answer, t.text,
+                                                        is_real(self.tokenizer))
         probs, tokens = self.read(list(asked.values()))  # (b, 10)
         scores = (expected_score if self.how == "expected" else most_likely_score)(probs)  # (b,)
         found = dict(zip(asked, zip(probs.tolist(), scores.tolist())))
         for t in trajectories:
             t.probs, t.score = found[t.problem, t.text]
-            if math.isnan(t.probs[0]):
+            if math.isnan(t.probs[0]):  # no digit was said
                 t.probs, t.score = [], None
         return tokens
 
@@ -202,11 +201,6 @@ class Teacher:
             # each prompt holds an attempt and a solution, so fewer of them go side by side
             probs = read(self.model, self.tokenizer, prompts, min(16, self.batch))
         return probs, sum(map(len, prompts))
-
-
-def is_server(name):
-    """Is a --teacher the address of a server?"""
-    return "://" in (name or "")
 
 
 def load_teacher(args, student, device, batch=64):
@@ -242,29 +236,6 @@ def scores_of(trajectories):
 
 
 # ------------------------------------------------------------------------------- a look at it
-def teacher_flags(description):
-    """sample.py's flags and those of the teacher."""
-    parser = flags(description)
-    a = parser.add_argument
-    a("--teacher", help="folder or hub name; http://HOST:PORT/v1 of a server; or self, the student "
-      "without its adapters [the embedded one]")
-    a("--teacher-model", help="its name, where --teacher is a server")
-    a("--score", choices=["expected", "digit", "reply"], default="expected", help="S(y): mean over "
-      "ten probabilities, the likeliest digit, or the digit of a reply [expected]")
-    a("--teacher-sees-answer", action="store_true", help="it reads the right answer as it scores")
-    parser.set_defaults(problems=40, samples=8)
-    return parser
-
-
-def check_teacher_flags(args):
-    """Refuse flags of a teacher that do not go together, before anything is loaded."""
-    if is_server(args.teacher):
-        from more.server import check_server
-        check_server(args.teacher, args.teacher_model, args.task)
-    elif args.teacher_model:
-        raise UserError("--teacher-model names a teacher on a server; give --teacher http://...")
-
-
 def scored_attempts(args):
     """(teacher, attempts of the student at unseen problems, scored, their solutions), by flags."""
     check_teacher_flags(args)

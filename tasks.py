@@ -16,14 +16,12 @@ environment replies to the student, more/data.py one for problems of your own.
 
     python tasks.py    # a problem of each difficulty, and how answers are checked
 """
-import argparse
-import os
 import random
 import re
-import signal
-import sys
 import zlib
 from dataclasses import dataclass
+
+from more.terminal import fail_in_one_line, make_parser, number
 
 # What stories are made of. Every word is one token of the embedded models.
 NAMES = "Mia Ben Zoe Tom Ana Leo Eva Sam Ida Max".split()
@@ -45,60 +43,6 @@ NUMBER = re.compile(r"(?P<number>-?\$?\d(?:,?\d)*(?:\.\d+)?)(?:\\?%|[,;.]?\s+\(?
                     r"(?!(?:or|and|to)\b\W*(?:\w+\W+)?\d)[A-Za-z]{2,}.*)?")  # not "20 or maybe 21"
 # Where an environment's words stand in a text. The student may not write these marks.
 INFORMATION = re.compile("<information>[^<]*</information>")
-
-
-class UserError(Exception):
-    """Bad input. The message is one line that names the flag, file or line, and how to mend it."""
-
-
-def fail_in_one_line(main):
-    """Run a script's main(): what is wrong becomes one line on stderr and exit code 2."""
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # it was started without
-    sys.stdout.reconfigure(errors="replace")  # a terminal without a letter shows "?" for it
-    argparse.ArgumentParser.error = refuse  # its own prints every flag first
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
-    try:
-        for flag, value in zip(sys.argv, sys.argv[1:]):
-            if not value:  # as of a variable of the shell that is not set
-                name = flag if flag.startswith("-") else "an argument"
-                raise UserError(f"{name} is empty; give a value or leave it out")
-        main()
-        sys.stdout.flush()
-    except (UserError, OSError) as e:
-        line = " ".join(str(e).split())
-        if isinstance(e, OSError):  # a disk that is full, a name too long, a pipe that was closed
-            line = f"{line}; see that there is such a place, and room to write to it"
-            sys.stdout = None  # what is left to be said there would fail again
-        print("error:", line if len(line) < 900 else f"{line[:400]} ... {line[-400:]}",
-              file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        sys.exit(130)
-
-
-def refuse(parser, message):
-    """What a parser does with flags that it cannot read."""
-    raise UserError(message)
-
-
-def make_parser(description):
-    """A parser of flags whose --help shows the docstring `description` as it is written."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return argparse.ArgumentParser(prog=spec and f"python -m {spec.name}", description=description,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
-def number(kind, low, high):
-    """A type for argparse: an int or float between low and high."""
-    def convert(text):
-        """The number. argparse turns a ValueError into a line that names the flag."""
-        value = kind(text)
-        if not low <= value <= high:  # as is NaN
-            raise argparse.ArgumentTypeError(f"{text} must lie between {low} and {high}")
-        return value
-    convert.__name__ = kind.__name__  # which that line names, too
-    return convert
 
 
 # ------------------------------------------------------------------------------- a problem
@@ -185,7 +129,7 @@ def make_problem(rng, difficulty=1):
     fewest, most, start, largest, distractors = DIFFICULTY[difficulty]
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     total = rng.randint(start // 5, start)
-    story, work = [f"{name} has {total} {thing}."], []
+    story, work = [f"{name} has {total} {thing}."], []  # what is told, and how it is worked out
     for i in range(rng.randint(fewest, most)):
         amount = rng.randint(1, largest)
         gain = rng.random() < 0.5 or amount > total
@@ -219,8 +163,7 @@ def problem_stream(seed, difficulty=1, held_out=False):
 
 
 def task_stream(task, seed, difficulty=1, held_out=False, turns=4):
-    """Endless problems of "math" (stories) or "search"; difficulty is of the one, turns of the
-    other."""
+    """Endless problems of "math", stories of a difficulty, or of "search" in so many turns."""
     if task == "search":
         from more.search import world_stream
         return world_stream(seed, held_out, turns)
@@ -236,7 +179,7 @@ def main():
     problems = [next(problem_stream(args.seed, d)) for d in DIFFICULTY]
     for difficulty, p in zip(DIFFICULTY, problems):
         print(f"difficulty {difficulty}\n    {p.messages()[0]['content']}\n    {p.solution}\n")
-    p = problems[0]
+    p = problems[0]  # how an attempt at it is checked, in several spellings
     print("how an attempt at the first one is checked")
     for text in (p.solution, f"Answer: {p.answer}.0", rf"\boxed{{{p.answer}}}", "Answer: 7 or so",
                  f"It is {p.answer}."):

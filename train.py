@@ -2,7 +2,6 @@
 
     python train.py --one-shot                   # ONE problem, tested on 500 never seen
     python train.py                              # fresh problems at every step
-    python train.py --one-shot --method judge    # another method through the same loop
     python train.py --task search                # a student that asks a search engine
     python train.py --student Qwen/Qwen3-0.6B --teacher Qwen/Qwen3-4B-Instruct-2507
 
@@ -17,10 +16,9 @@ embedded miniature in tiny/, which runs on any laptop. The methods:
     logits   token-level distillation, reverse KL to the teacher's whole distribution at each token
     sft      the teacher's own trajectories alone, nothing is sampled: off-policy
 
-One run is an anecdote: python -m more.compare takes several methods through several seeds. In
-[a | b] below, a is the default with the embedded pair and b that with the hub's on a GPU; without
-one a real model gets CPU_PAIR. A run leaves metrics.csv, samples.jsonl, adapter/ and result.json
-in --out, see more/record.py.
+One run is an anecdote: python -m more.compare takes several methods through several seeds. A run
+leaves metrics.csv, samples.jsonl, adapter/ and result.json in --out. The flags and their rules
+stand in more/flags.py; [a | b]: a with the embedded pair, b with the hub's on a GPU.
 """
 import os
 import time
@@ -30,23 +28,23 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing is compiled; its co
 
 import math
 import re
-import sys
-from dataclasses import replace
-from itertools import islice, repeat
-from statistics import mean
+from itertools import islice
 
 import torch
 from tqdm import tqdm
 
-from ovd import (accept, group_advantages, peak_bytes, reset_peak, reverse_kl, tied_groups,
-                 token_logprobs, trajectory_loss)
-from sample import (Trajectory, as_data, check_words, embedded, entropy, left_pad, load_student,
-                    pick_device, prompt_ids, quiet, sample_trajectories, without_lora)
-from score import auc, check_teacher_flags, is_server, load_teacher, scores_of, teacher_flags
-from tasks import INFORMATION, UserError, fail_in_one_line, number, task_stream
-
-METHODS = ("ovd", "judge", "grpo", "format", "logits", "sft")
-PEAKS = {}  # phase: the most memory held in it, in bytes, see mark()
+from more import adapter, checkpoint, plan, record  # what a run leaves behind, and its memory
+from more.checks import check_same_vocabulary, check_words, default_student
+from more.data import load_problems
+from more.flags import check_run_flags, fill_in, run_flags
+from more.machine import PEAKS, mark, pick_device
+from more.safe_text import as_data
+from more.terminal import UserError, fail_in_one_line, quiet
+from ovd import accept, group_advantages, reverse_kl, tied_groups, token_logprobs, trajectory_loss
+from sample import (Trajectory, left_pad, load_student, prompt_ids, sample_trajectories,
+                    without_lora)
+from score import load_teacher
+from tasks import INFORMATION
 
 
 # ------------------------------------------------------------------------------- reject and replace
@@ -60,8 +58,8 @@ def append_teacher(t, text, stopped, tokenizer, mask=1):
     # Every other part is what an environment told the teacher: read, and never trained on.
     parts = re.split(rf"(\s*{INFORMATION.pattern}\s*)", as_data(text, tokenizer))
     for i, part in enumerate(parts):
-        ids = tokenizer.encode(part, add_special_tokens=False)
         author, trained = ("environment", 0) if i % 2 else ("teacher", mask)
+        ids = tokenizer.encode(part, add_special_tokens=False)  # no log pi: it was never sampled
         t.append(ids, [0.0] * len(ids), author, trained)
     if stopped:  # to stop is learned like any token
         t.append([tokenizer.eos_token_id], [0.0], "teacher", mask)
@@ -73,9 +71,8 @@ def teacher_trajectory(solution, tokenizer):
     It is rewarded like any other. Where the teacher's own answer is wrong, R = 0 and the update
     leads away from it.
     """
-    prompt = prompt_ids(tokenizer, solution.problem)
-    t = Trajectory(solution.problem, prompt, stopped=solution.stopped, text=solution.text,
-                   reward=solution.reward)
+    t = Trajectory(solution.problem, prompt_ids(tokenizer, solution.problem), text=solution.text,
+                   stopped=solution.stopped, reward=solution.reward)
     append_teacher(t, solution.text, solution.stopped, tokenizer)
     return t
 
@@ -85,7 +82,7 @@ def replace_rejected(trajectories, solutions, teacher, tokenizer, args):
 
     solutions: the teacher's own, one a trajectory.
     """
-    replacements, tokens = [None] * len(trajectories), 0
+    replacements, written, tokens = [None] * len(trajectories), [], 0
     rejected = [j for j, t in enumerate(trajectories) if is_rejected(t, args.theta)]
     if args.replace == "whole":  # version 1 of the paper
         written = [teacher_trajectory(solutions[j], tokenizer) for j in rejected]
@@ -94,8 +91,6 @@ def replace_rejected(trajectories, solutions, teacher, tokenizer, args):
         written, tokens = replace_suffixes([trajectories[j] for j in rejected],
                                            [solutions[j] for j in rejected], teacher, tokenizer,
                                            args.theta, args.suffix == "trained")
-    else:
-        written = []
     for j, t in zip(rejected, written):
         # The rule. A teacher may be wrong, and its judgement too. To put a wrong text where the
         # attempt was and then push away from it teaches nothing, and a right attempt that was
@@ -109,15 +104,15 @@ def replace_rejected(trajectories, solutions, teacher, tokenizer, args):
 # ------------------------------------------------------------------------------- advantages
 def reward_of(t, replacement, args):
     """R of a student's trajectory, None where it has no part in the update. Here methods differ."""
-    if args.method == "judge":
+    if args.method == "judge":  # the teacher's word for it, 0..1
         return None if t.score is None else t.score / 9
-    if args.method == "format":
+    if args.method == "format":  # form alone, right or wrong
         return float(t.stopped and t.problem.is_well_formed(t.text))
-    if args.method == "sft":
+    if args.method == "sft":  # the teacher's own, imitated
         return 1.0
     if args.method == "ovd":
         dropped = args.replace == "none" and is_rejected(t, args.theta)
-        replaced = replacement is not None and args.baseline != "union"
+        replaced = replacement is not None and args.baseline != "union"  # it left its place
         if t.score is None or dropped or replaced:
             return None
     return t.reward
@@ -137,13 +132,14 @@ def give_advantages(trajectories, replacements, groups, args):
         group += [(t, t.reward) for t in replacements[i:i + n] if t and any(t.mask)]
         group = [(t, reward) for t, reward in group if reward is not None]
         rewards = baseline = torch.tensor([reward for _, reward in group])  # (K,) R(y')
+        # the mean of this group is subtracted, unless:
         if args.method == "sft" or args.method == "ovd" and args.baseline == "none":
             baseline = torch.zeros(1)
         elif args.method == "ovd" and args.baseline == "own":
             baseline = torch.tensor([t.reward for t in trajectories[i:i + n]])  # (n,) R(y)
         advantages = group_advantages(rewards, baseline)  # (K,)
         for (t, _), advantage in zip(group, advantages.tolist()):
-            t.advantage = advantage
+            t.advantage = advantage  # each of its tokens will have this one
         tied += tied_groups(advantages[None])
     return tied
 
@@ -184,6 +180,7 @@ def matching_loss(student, teacher, part, args, pad):
     with torch.no_grad():
         logprobs = token_logprobs(hidden, head, targets, args.temperature, args.chunk)  # (M,)
         mark("update")
+        # This is why a vocabulary must be shared: the teacher reads the very same token ids.
         teacher_hidden, _, _ = trained_positions(teacher.model, part, pad)  # (M, H_T)
         mark("teacher forward")
     teacher_head = teacher.model.get_output_embeddings().weight  # (V_T, H_T)
@@ -196,7 +193,7 @@ def matching_loss(student, teacher, part, args, pad):
 @torch.no_grad()
 def start_logprobs(student, trajectories, args, pad):
     """log pi_start of their trained tokens (M,): the student without its adapters."""
-    rows = [torch.tensor([])]
+    rows = [torch.tensor([])]  # (0,), for where there is nothing
     head = student.get_output_embeddings().weight  # (V, H)
     with without_lora(student):
         for i in range(0, len(trajectories), args.micro_batch):
@@ -216,7 +213,7 @@ def update(student, teacher, optimiser, batch, args, pad):
         return dict.fromkeys(("loss", "grad_norm", "tokens", "kl", "logprob_gap"), 0.0)
     # log pi_start of what --kl pulls on; for the log alone, eight trajectories will do
     start = start_logprobs(student, batch if args.kl else batch[:8], args, pad)  # (M,)
-    total, logprobs, done = 0.0, [], 0
+    total, logprobs, done = 0.0, [], 0  # done: trained tokens so far
     optimiser.zero_grad()
     if args.checkpointing:  # in train mode only: sampling needs the cache, which this forbids
         student.activation_checkpointing_enable({"use_reentrant": False})
@@ -233,46 +230,33 @@ def update(student, teacher, optimiser, batch, args, pad):
         done += len(part_logprobs)
     student.eval()
     tokens = max(1, done)  # empty texts alone leave none
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    parameters = [p for p in student.parameters() if p.requires_grad]  # A and B of each LoRALinear
     for p in parameters:
-        p.grad /= tokens
+        p.grad /= tokens  # the 1/M of the loss
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
     if not math.isfinite(norm):
         raise UserError(f"--lr {args.lr}: the gradient is no longer finite; lower it")
     optimiser.step()
     return {"loss": total / tokens, "grad_norm": norm, "tokens": tokens,
-            **drift(batch, torch.cat(logprobs), start, args)}
-
-
-def drift(batch, logprobs, start, args):
-    """Of the student's own tokens: how far log pi (M,) is from the start, and from its sampling."""
-    tokens = [token for t in batch for token in zip(t.authors, t.logprobs, t.mask) if token[2]]
-    sampled = torch.tensor([lp if author == "student" else math.nan for author, lp, _ in tokens])
-    chosen = torch.where(sampled.isnan(), math.nan, logprobs)  # (M,) NaN: not the student's token
-    gap = (chosen - sampled).abs().nanmean().item()
-    if gap > 0.2:  # it should be rounding; else the update is not on-policy
-        raise UserError(f"--student {args.student}: a token's log-probability when trained is "
-                        f"{gap:.2f} off that when sampled; its head is more than a matrix product, "
-                        "so use a Qwen- or Llama-like model")
-    return {"kl": (chosen[:len(start)] - start).nanmean().item(), "logprob_gap": gap}
+            **record.drift(batch, torch.cat(logprobs), start, args.student)}
 
 
 # ------------------------------------------------------------------------------- the loop
 def train(student, tokenizer, teacher, stream, args, out):
     """The method. Returns the rows of metrics.csv."""
-    from more import checkpoint, record  # what a run leaves in its folder, and how it goes on there
     groups = 1 if args.one_shot else args.problems  # copies of one problem make one large group
     n = args.problems * args.samples // groups
-    prompts = list(islice(stream, args.steps * groups))
+    prompts = list(islice(stream, args.steps * groups))  # of all steps
     optimiser = torch.optim.AdamW((p for p in student.parameters() if p.requires_grad), lr=args.lr,
                                   weight_decay=0.0)
     torch.manual_seed(args.seed)
-    rows = checkpoint.load(out, student, optimiser, teacher, prompts, args)  # [] at the beginning
+    # [] at the beginning, or all steps of a run that was stopped and goes on here
+    rows = checkpoint.load(out, student, optimiser, teacher, prompts, args)
     if args.method in ("ovd", "judge", "sft"):
         solve_ahead(teacher, prompts, args)
     for step in (bar := tqdm(range(len(rows) + 1, args.steps + 1), desc="training", unit="step")):
         began = time.time()
-        x = [p for p in prompts[(step - 1) * groups:step * groups] for _ in range(n)]
+        x = [p for p in prompts[(step - 1) * groups:step * groups] for _ in range(n)]  # n of each
 
         # 1. Sample: y_j ~ pi(. | x), n whole trajectories for each prompt.
         if args.method == "sft":
@@ -288,31 +272,24 @@ def train(student, tokenizer, teacher, stream, args, out):
 
         # 4. Update: A_j = R(y'_j) - mean_i R(y_i), and a step on L = -1/M sum_j A_j log pi(y'_j).
         tied = give_advantages(y, y_new, groups, args)
-        batch = [t for t in y + y_new if t and t.advantage is not None]
+        batch = [t for t in y + y_new if t and t.advantage is not None]  # what the update trains on
         figures = update(student, teacher, optimiser, batch, args, tokenizer.pad_token_id)
         mark("update")
 
         rows.append({"step": step, **record.step_figures(y, y_new, batch, tied, args), **figures,
                      "teacher_read": tokens_read, "seconds": time.time() - began})
         record.log_step(out, rows[-1], y, y_new)
-        if args.method in ("ovd", "judge") and rows[-1]["scored"] < 0.5:
-            raise UserError(f"--teacher {args.teacher}: more than half of the trajectories got no "
-                            f"score in step {step}; {teacher.why}")
+        record.check_scored(rows[-1], args, teacher)
         checkpoint.save(out, student, optimiser, teacher, rows, args)
         record.show_step(bar, rows)
     return rows
 
 
 def solve_ahead(teacher, prompts, args):
-    """Let the teacher work out the problems of all steps at once: a pass costs no more for many.
-
-    In the loop it only looks them up.
-    """
-    solutions = teacher.solve(prompts)
+    """Let the teacher work out the problems of all steps at once: a pass costs no more for many."""
+    solutions = teacher.solve(prompts)  # in the loop they are only looked up
     if args.one_shot and args.reward == "outcome" and solutions and not solutions[0].right:
-        cut = "" if solutions[0].stopped else " (cut off, raise --max-new-tokens)"
-        print("the teacher does not solve the one problem of this run, so it has nothing better to "
-              f"put in the place of an attempt; it says{cut}: {solutions[0].text}")
+        record.warn_unsolved(solutions[0])
 
 
 def judge(y, teacher, tokenizer, args):
@@ -329,7 +306,7 @@ def judge(y, teacher, tokenizer, args):
             tokens += teacher.score(distinct, distinct)
             for t in y + distinct:
                 t.reward = 0.0 if t.score is None else t.score / 9
-        if args.theta == "auto":
+        if args.theta == "auto":  # at the first step; from then on it is a number
             from more.judge import choose_theta
             args.theta = choose_theta(y)
     if args.method == "ovd":
@@ -338,184 +315,43 @@ def judge(y, teacher, tokenizer, args):
     return y_new, tokens
 
 
-def mark(phase):
-    """Note in PEAKS that the most memory held since the last mark was held by `phase`.
-
-    On a CPU it is the whole process. Off Linux it cannot be reset and is the peak so far.
-    """
-    device = pick_device()
-    PEAKS[phase] = max(PEAKS.get(phase, 0), peak_bytes(device))
-    reset_peak(device)
-
-
 # ------------------------------------------------------------------------------- before and after
 def evaluate(student, tokenizer, test, args):
     """How good it is on `test`: (figures, a trajectory each sampled at T = 1, a greedy one each).
 
-    The figures: the shares that are right when sampled and when greedy, and the entropy.
+    The figures: the shares that are right, sampled ("pass_at_1") and greedy, and the entropy.
     """
     torch.manual_seed(args.seed)
-    # Both attempts at a problem side by side: its prompt is read once.
+    # Both attempts at a problem side by side, T = 1 and T = 0: its prompt is read once.
     both = sample_trajectories(student, tokenizer, [p for p in test for _ in range(2)],
                                [1.0, 0.0] * len(test), args.max_new_tokens, args.batch)
     sampled, greedy = both[::2], both[1::2]
     mark("testing")
-    right, right_greedy = (mean(t.stopped and t.problem.is_right(t.text) for t in attempts)
-                           for attempts in (sampled, greedy))
-    figures = {"pass_at_1": right, "greedy": right_greedy, "n": len(test),
-               "entropy": entropy(sampled)}
-    if args.task == "search":
-        from more.search import search_figures
-        figures |= search_figures(sampled)
-    return figures, sampled, greedy
-
-
-def first_look(teacher, sampled):
-    """One line on how good the teacher is, from attempts made before any training."""
-    teacher.score(sampled, teacher.solve([t.problem for t in sampled]))
-    teacher.written.clear()  # these are no part of what the run costs
-    print(f"the teacher on {len(sampled)} of these attempts: AUC {auc(*scores_of(sampled)):.2f} "
-          "(1: it knows right from wrong, 0.5: it guesses)")
-
-
-# ------------------------------------------------------------------------------- the flags
-# The default pairs. Names apart, they differ in nothing but these numbers.
-TINY_PAIRS = {task: dict(
-    student=embedded(task, "student"), teacher=embedded(task, "teacher"), difficulty=1, lr=5e-4,
-    max_new_tokens=tokens, batch=256, micro_batch=32, chunk=0, eval_problems=500)
-    for task, tokens in (("math", 64), ("search", 32))}
-HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
-                lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128, eval_problems=500)
-# What a real model without a GPU was run with, see RESULTS.md: a step takes minutes.
-CPU_PAIR = HUB_PAIR | dict(difficulty=1, lr=2e-4, max_new_tokens=160, micro_batch=2,
-                           eval_problems=32)
-
-
-def defaults_of(small, device, task):
-    """The defaults of a pair. small: it is an embedded student, of 0.7 million weights."""
-    return TINY_PAIRS[task] if small else HUB_PAIR if device == "cuda" else CPU_PAIR
-
-
-def flags():
-    """Every flag of a run: those of score.py and sample.py, and these. Their help is their rule."""
-    parser = teacher_flags(__doc__)
-    # What is None goes by the pair: --max-new-tokens [64, search 32 | 512], --difficulty [1 | 4].
-    parser.set_defaults(problems=4, samples=8, difficulty=None, max_new_tokens=None)
-    a, size = parser.add_argument, number(int, 1, 10**6)
-    a("--method", choices=METHODS, default="ovd", help="see above [ovd]")
-    a("--one-shot", action="store_true", help="ONE random problem is every prompt of the run")
-    a("--steps", type=number(int, 0, 10**6), default=16, help="updates [16]")
-    a("--theta", type=threshold, default=5.0, help="accepted where S(y) >= theta; auto: "
-      "the cut that tells right from wrong best among the first attempts [5]")
-    a("--literal", action="store_true", help="replace even by what earns no more than the attempt")
-    a("--reward", choices=["outcome", "verbal"], default="outcome", help="R: is the answer right; "
-      "or, where nobody knows, the teacher's own score / 9 [outcome]")
-    a("--replace", choices=["none", "whole", "suffix"], default="whole", help="a rejected one by: "
-      "nothing; the teacher's own; its good steps and the teacher's continuation [whole]")
-    a("--suffix", choices=["trained", "read"], default="trained", help="is the latter trained on?")
-    a("--baseline", choices=["none", "own", "mixed", "union"], default="own", help="subtracted "
-      "from R: nothing; the mean of the student's own group before replacement; of the mixed group "
-      "(it fails, try it); of both together, the rejected ones staying in [own]")
-    a("--lr", type=number(float, 1e-12, 1), help="learning rate of AdamW [5e-4 | 5e-5]")
-    a("--kl", type=number(float, 0, 1e6), default=0.0, help="pull to the untrained student [0]")
-    a("--eval-problems", type=size, help="unseen ones, to test on [500]")
-    a("--turns", type=number(int, 0, 1000), default=4, help="searches a trajectory may make [4]")
-    # what the machine can hold
-    a("--batch", type=size, help="trajectories sampled side by side [256 | 32]")
-    a("--micro-batch", type=size, help="trajectories a backward pass: saves memory [32 | 1]")
-    a("--chunk", type=number(int, 0, 10**9), help="tokens a slice of logits, 0: all [0 | 128]")
-    a("--checkpointing", action="store_true", help="recompute layers going back: memory for time")
-    # problems and passages of your own, see more/README.md
-    a("--data", help='problems, {"question": "...", "answer": "..."} a line, a file or '
-      "hf://datasets/OWNER/NAME/FILE.jsonl; a fifth is held out")
-    a("--eval-data", help="problems to test on in place of that fifth")
-    a("--question-field", default="question", help="the question in --data and --eval-data")
-    a("--answer-field", default="answer", help="the answer")
-    a("--corpus", help="passages to search, JSONL of id, title, text; --data has the questions")
-    a("--out", help="folder for the results; a run that was stopped there goes on [runs/<time>]")
-    a("--report", action="store_true", help="write a page that shows the run, see more/report.py")
-    return parser
-
-
-def threshold(text):
-    """A number in 0..9, or "auto"."""
-    return text if text == "auto" else number(float, 0, 9)(text)
-
-
-def parse(argv=None):
-    """The flags of a command line. UserError where they do not go together."""
-    args = flags().parse_args(argv)
-    check(args)
-    return args
-
-
-def check(args):
-    """Refuse flags that do not go together, before anything is loaded."""
-    check_teacher_flags(args)
-    group, server = args.samples * (args.problems if args.one_shot else 1), is_server(args.teacher)
-    for wrong, message in (
-            (args.temperature < 1e-3, "--temperature is what the loss divides by; give 1e-3 or "
-             "more"),
-            (group < 2 and args.method not in ("logits", "sft"), f"--samples {args.samples} makes "
-             "a group of one, which has no mean to be compared with; use at least 2"),
-            (args.method == "logits" and (server or args.teacher == "self"), "--teacher has no "
-             "other logits to match; use --method ovd: text alone"),
-            (server and args.method == "ovd" and args.replace == "suffix", "--teacher is a server, "
-             "which cannot go on from the middle of a text; use --replace whole"),
-            (args.reward == "verbal" and args.method not in ("ovd", "judge"), "--reward verbal is "
-             "the teacher's score, and only ovd and judge ask for it"),
-            (args.reward == "verbal" and args.teacher_sees_answer, "--teacher-sees-answer: with "
-             "--reward verbal there is no answer to see"),
-            (max(args.problems * args.samples, args.steps * (args.one_shot or args.problems)) > 1e6,
-             f"--steps {args.steps} --problems {args.problems} --samples {args.samples}: more than "
-             "a million problems, or attempts a step; lower one of them"),
-            (args.corpus and not (args.task == "search" and args.data), "--corpus is for --task "
-             "search, with --data for the questions"),
-            (args.task == "search" and (args.data or args.eval_data) and not args.corpus, "--data "
-             "and --eval-data need --corpus, to find their answers in")):
-        if wrong:
-            raise UserError(message)
+    return record.test_figures(sampled, greedy, args.task), sampled, greedy
 
 
 # ------------------------------------------------------------------------------- a run
-def load_pair(args, device):
-    """(student, tokenizer, base's name, Teacher or None), and args filled in with its defaults.
+def parse(argv=None):
+    """The flags of a command line. UserError where they do not go together."""
+    args = run_flags(__doc__).parse_args(argv)
+    check_run_flags(args)
+    return args
 
-    On a GPU whose default student is out of reach it is the embedded pair.
-    """
-    pair = HUB_PAIR if device == "cuda" else TINY_PAIRS[args.task]
+
+def load_pair(args, device):
+    """(student, tokenizer, base's name, Teacher or None), and args filled in with its defaults."""
+    name = args.student or default_student(args.task, device)
     where = torch.cuda.get_device_name() if device == "cuda" else "the CPU, no CUDA GPU was found"
-    print(f"student {args.student or pair['student']}, {args.bits}-bit, on {where}")
-    try:
-        student, tokenizer, base = load_student(args.student or pair["student"], args.bits, device)
-    except UserError as e:
-        if args.student or pair is not HUB_PAIR:
-            raise
-        print(f"the default pair for a GPU cannot be had, so the embedded one is used; {e}")
-        student, tokenizer, base = load_student(embedded(args.task, "student"), args.bits, device)
-    pair = defaults_of(student.num_parameters() < 50e6, device, args.task)
-    vars(args).update((k, v) for k, v in pair.items() if getattr(args, k) is None)
-    if args.method in ("grpo", "format"):
+    print(f"student {name}, {args.bits}-bit, on {where}")
+    student, tokenizer, base = load_student(name, args.bits, device)
+    fill_in(args, student.num_parameters() < 50e6, device)
+    if args.method in ("grpo", "format"):  # these have no teacher
         return student, tokenizer, base, None
     print(f"teacher {args.teacher_model or f'{args.teacher}, {args.bits}-bit'}")
     teacher = load_teacher(args, (student, tokenizer), device, args.batch)
-    if args.method == "logits" and tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-        raise UserError("--method logits: student and teacher have different vocabularies, so "
-                        "there is nothing to match; use --method ovd, which needs text alone")
+    if args.method == "logits":
+        check_same_vocabulary(tokenizer, teacher.tokenizer)
     return student, tokenizer, base, teacher
-
-
-def load_problems(args):
-    """(endless training problems, list of test problems). One-shot: the same one for ever."""
-    if args.data or args.eval_data:
-        from more.data import split_problems
-        stream, test = split_problems(args)
-    else:
-        stream = task_stream(args.task, args.seed, args.difficulty, False, args.turns)
-        test = task_stream(args.task, 0, args.difficulty, True, args.turns)
-    if args.reward == "verbal":  # what is not there cannot be read by mistake
-        stream = (replace(p, answer=None, solution=None) for p in stream)
-    return repeat(next(stream)) if args.one_shot else stream, list(islice(test, args.eval_problems))
 
 
 def run(args, test=evaluate):
@@ -523,14 +359,12 @@ def run(args, test=evaluate):
 
     test: evaluate(), or what a comparison calls in its place, before training and after it.
     """
-    from more import adapter, checkpoint, plan, record
     began, asked, device = time.time(), dict(vars(args)), pick_device()
     out, finished = checkpoint.find_run(args)
     if finished is not None:
-        print(f"{out} holds this run, and it is finished")
-        return record.say_in_one_sentence(finished, record.where_to_look(out, args.report))
+        return record.say_again(finished, out, args.report)
     quiet()
-    PEAKS.clear()
+    PEAKS.clear()  # of a run before this one, in a comparison
     torch.manual_seed(args.seed)
     plan.warn(args, device)  # one line, before anything is loaded, where it will hardly fit
     student, tokenizer, base, teacher = load_pair(args, device)
@@ -538,26 +372,18 @@ def run(args, test=evaluate):
     stream, unseen = load_problems(args)
     check_words(tokenizer, unseen[0], args.student)
     checkpoint.begin(out, asked, student)
-    print(f"{args.method}{', one-shot' if args.one_shot else ''}: {args.steps} updates of "
-          f"{args.problems * args.samples} trajectories, tested on {len(unseen)} unseen problems; "
-          f"results in {out}\n")
-    try:
+    record.announce(args, unseen, out)
+    with record.named_stops(args, out):
         before, sampled, _ = test(student, tokenizer, unseen, args)
         print(f"before: {before['pass_at_1']:.1%} right sampled, {before['greedy']:.1%} greedy")
         if args.method in ("ovd", "judge"):
-            first_look(teacher, sampled[:min(64, max(8, len(unseen) // 4))])
+            record.first_look(teacher, sampled[:min(64, max(8, len(unseen) // 4))])
         try:
             rows = train(student, tokenizer, teacher, stream, args, out)
         finally:  # whatever happened, what was learned is kept
             adapter.save_adapter(student, out / "adapter", base)
         after, _, greedy = test(student, tokenizer, unseen, args)
-    except torch.cuda.OutOfMemoryError:
-        raise UserError(f"out of GPU memory; try --batch {max(1, args.batch // 4)} --micro-batch 1 "
-                        "--chunk 64; python -m more.plan says what fits")
-    except KeyboardInterrupt:
-        print(f"\nstopped; what was learned so far is in {out / 'adapter'}, and the same command "
-              f"with --out {out} goes on from the last step that was kept")
-        sys.exit(130)
+    # What it came to, on disk and on the screen.
     result = record.result_of(args, asked, before, after, rows, teacher, PEAKS)
     result["seconds"] = time.time() - (BEGAN if test is evaluate else began)
     checkpoint.finish(out, result)

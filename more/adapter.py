@@ -11,8 +11,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from more.terminal import UserError, fail_in_one_line, make_parser
 from sample import add_lora, lora_layers
-from tasks import UserError, fail_in_one_line, make_parser
 
 MEND = "give the adapter/ folder of a run made with the same student"
 

@@ -12,9 +12,12 @@ from pathlib import Path
 import torch
 from transformers import TextStreamer
 
-from sample import (check_numbers, embedded, load_student, pick_device, prompt_ids, quiet,
-                    sample_trajectories, without_lora)
-from tasks import Problem, UserError, fail_in_one_line
+from more.checks import check_numbers
+from more.flags import embedded
+from more.machine import pick_device
+from more.terminal import UserError, fail_in_one_line, quiet
+from sample import load_student, prompt_ids, sample_trajectories, without_lora
+from tasks import Problem
 
 SAMPLES = 4  # shown below the first answer
 

@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from more.terminal import UserError, fail_in_one_line, make_parser
 from sample import Trajectory
-from tasks import UserError, fail_in_one_line, make_parser
 
 NAME = "checkpoint.safetensors"
 LOGS = ("metrics.csv", "samples.jsonl")

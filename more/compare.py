@@ -34,8 +34,10 @@ from tqdm import tqdm
 
 import train
 from more.checkpoint import check_place, refuse_changes, write_whole
-from sample import pick_device, sample_trajectories
-from tasks import UserError, fail_in_one_line
+from more.flags import check_run_flags, run_flags
+from more.machine import pick_device
+from more.terminal import UserError, fail_in_one_line, number
+from sample import sample_trajectories
 
 COMPARED = ("ovd, ovd --literal, ovd --replace suffix, ovd --replace none, judge, grpo, format, "
             "logits, sft")
@@ -58,13 +60,12 @@ T95 = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23] + 9 * [2.20]
 # ------------------------------------------------------------------------------- which runs
 def flags():
     """train.py's flags, and those of a comparison."""
-    parser = train.flags()
-    parser.prog, parser.description = "python -m more.compare", __doc__
+    parser = run_flags(__doc__)
     parser.add_argument("--methods", default=COMPARED, help="to compare, between commas; each may "
                         "carry flags [%(default)s]")
-    parser.add_argument("--seeds", type=train.number(int, 1, 10**4), default=5,
+    parser.add_argument("--seeds", type=number(int, 1, 10**4), default=5,
                         help="how many: 0, 1, ... [%(default)s]")
-    parser.add_argument("--jobs", type=train.number(int, 1, 10**4),
+    parser.add_argument("--jobs", type=number(int, 1, 10**4),
                         help="runs side by side [1 on a GPU, else a core each]")
     return parser
 
@@ -85,14 +86,14 @@ def split_methods(methods):
 def make_runs(args, out):
     """{(method, seed): what train.run takes}, a seed after the other. UserError for a bad flag."""
     shared = {k: v for k, v in vars(args).items() if k not in ("methods", "seeds", "jobs")}
-    parser, methods, runs = train.flags(), split_methods(args.methods), {}
+    parser, methods, runs = run_flags(__doc__), split_methods(args.methods), {}
     for seed in range(args.seeds):
         for name, words in methods.items():
             folder = out / f"{re.sub('[^a-z0-9.-]+', '_', name)}-{seed}"
             last = ["--seed", str(seed), "--out", str(folder)]
             try:  # a slip in a flag shows now and not in an hour
                 run = parser.parse_args(["--method", *words, *last], Namespace(**shared))
-                train.check(run)
+                check_run_flags(run)
             except UserError as e:
                 raise UserError(f"--methods '{name}': {e}")
             runs[name, seed] = run

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from more.data import check_file, read_lines
 from more.search import show_found
-from tasks import UserError, fail_in_one_line, make_parser
+from more.terminal import UserError, fail_in_one_line, make_parser
 
 try:
     import tantivy

@@ -13,11 +13,14 @@ import logging
 import os
 import random
 import re
+from dataclasses import replace
 from fractions import Fraction
+from itertools import islice, repeat
 from operator import itemgetter
 
 from more.search import SearchProblem, squad_words
-from tasks import Problem, UserError, extract_answer, fail_in_one_line, make_parser, task_stream
+from more.terminal import UserError, fail_in_one_line, make_parser
+from tasks import Problem, extract_answer, task_stream
 
 # How one answer is written in many ways. In this order: what is found, what it becomes, an example.
 NUMBER = r"-?\$?\d(?:,?\d)*(?:\.\d+)?(?:/\d+)?"
@@ -204,6 +207,18 @@ def split_problems(args):
 
 
 # ------------------------------------------------------------------------------- a look at it
+def load_problems(args):
+    """(endless training problems, list of test problems). One-shot: the same one for ever."""
+    if args.data or args.eval_data:
+        stream, test = split_problems(args)
+    else:
+        stream = task_stream(args.task, args.seed, args.difficulty, False, args.turns)
+        test = task_stream(args.task, 0, args.difficulty, True, args.turns)
+    if args.reward == "verbal":  # what is not there cannot be read by mistake
+        stream = (replace(p, answer=None, solution=None) for p in stream)
+    return repeat(next(stream)) if args.one_shot else stream, list(islice(test, args.eval_problems))
+
+
 def main():
     """Show the first five problems of a file, and how an answer is checked."""
     parser = make_parser(__doc__)

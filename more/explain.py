@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from statistics import fmean
 
-from tasks import UserError, fail_in_one_line, make_parser
+from more.terminal import UserError, fail_in_one_line, make_parser
 
 
 def read_run(folder):

@@ -18,8 +18,8 @@ from warnings import catch_warnings, filterwarnings
 import torch
 from transformers import AutoTokenizer
 
-from sample import load_model, quiet
-from tasks import UserError, fail_in_one_line, make_parser
+from more.terminal import UserError, fail_in_one_line, make_parser, quiet
+from sample import load_model
 
 
 def find_base(adapter):

@@ -28,9 +28,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ovd import (chunked_kl, dense_kl, expected_score, loss_inputs, ovd_update, peak_bytes,
-                 reset_peak, return_freed_memory, status_bytes, token_logprobs, trajectory_loss)
-from tasks import UserError, fail_in_one_line
+from more.machine import peak_bytes, reset_peak, return_freed_memory, status_bytes
+from more.terminal import UserError, fail_in_one_line
+from ovd import (chunked_kl, dense_kl, expected_score, loss_inputs, ovd_update, token_logprobs,
+                 trajectory_loss)
 
 
 # ------------------------------------------------------------------------------- the rungs
@@ -188,7 +189,7 @@ def compare_runs(argv):
     parser.add_argument("--runs", action="store_true")
     parser.add_argument("--json")
     args, rest = parser.parse_known_args(argv)
-    train.check(train.parse(rest))  # a slip in a flag shows now, and once
+    train.parse(rest)  # a slip in a flag shows now, and once
     check_writable(args.json)
     print(f"peak memory by phase, GiB\n{'':18}" + "".join(f"{phase:>17}" for phase in PHASES))
     rows = []

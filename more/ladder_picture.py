@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from more.ladder import RUNGS
 from more.picture import LOOK, save
-from tasks import UserError, fail_in_one_line, make_parser
+from more.terminal import UserError, fail_in_one_line, make_parser
 
 MIB = 2**20
 LINES = {  # grey to black, dash and mark: told apart without colour

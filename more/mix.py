@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from tasks import UserError, fail_in_one_line, make_parser
+from more.terminal import UserError, fail_in_one_line, make_parser
 
 
 def read_weights(folder):

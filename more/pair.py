@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
+from more.flags import HUB_PAIR, TINY
 from more.plan import SHAPES
-from sample import TINY
-from tasks import UserError, fail_in_one_line, make_parser
-from train import HUB_PAIR
+from more.terminal import UserError, fail_in_one_line, make_parser
 
 
 def write_random_model(name, folder, layers=None, device="cpu"):

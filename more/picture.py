@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from more.explain import read_run
-from tasks import UserError, fail_in_one_line, make_parser
+from more.terminal import UserError, fail_in_one_line, make_parser
 
 LOOK = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
 

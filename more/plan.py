@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer
 
-import train
+from more.flags import (HUB_PAIR, TINY_PAIRS, check_run_flags, embedded, fill_in, is_server,
+                        run_flags)
 from more.ladder import check_writable, free_bytes
-from ovd import reset_peak
-from sample import embedded, load_student, pick_device, quiet, sample_trajectories
-from score import is_server
-from tasks import UserError, fail_in_one_line, problem_stream, task_stream
+from more.machine import pick_device, reset_peak
+from more.terminal import UserError, fail_in_one_line, quiet
+from sample import load_student, sample_trajectories
+from tasks import problem_stream, task_stream
 
 GB = 1e9
 
@@ -86,15 +87,10 @@ def sizes_of(name, flag):
 def settle(args, device):
     """(args with every open flag filled in as train.py would, Sizes of student, of teacher)."""
     args = argparse.Namespace(**vars(args))
-    tiny = train.TINY_PAIRS[args.task]
-    pair = train.HUB_PAIR if device == "cuda" else tiny
-    student = sizes_of(args.student or pair["student"], "--student")
-    if args.student:  # the other defaults go by its size
-        small = student.linear_weights() < 50e6 > student.vocab * student.hidden
-        pair = train.defaults_of(small, device, args.task)
-    for name, value in pair.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    default = HUB_PAIR if device == "cuda" else TINY_PAIRS[args.task]
+    student = sizes_of(args.student or default["student"], "--student")
+    # the other defaults go by its size
+    fill_in(args, student.linear_weights() < 50e6 > student.vocab * student.hidden, device)
     if args.teacher == "self" or is_server(args.teacher):  # no weights, no tokens of its own
         return args, student, student._replace(layers=0, matrices=0, words=0)
     return args, student, sizes_of(args.teacher, "--teacher")
@@ -329,13 +325,12 @@ def show_method(method, phases, peak, fits):
 
 def main():
     """Print the plan for train.py's flags."""
-    parser = train.flags()
-    parser.prog, parser.description = "python -m more.plan", __doc__
+    parser = run_flags(__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default=pick_device(),
                         help="to plan for [what is here]")
     parser.add_argument("--json", help="file for the rows of the plan")
     args = parser.parse_args()
-    train.check(args)
+    check_run_flags(args)
     check_writable(args.json)
     quiet()
     rows = plan(args, args.device)

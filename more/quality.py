@@ -18,10 +18,13 @@ from pathlib import Path
 
 from more.checkpoint import read_object, write_whole
 from more.compare import compare, flags, interval
+from more.flags import embedded
+from more.machine import pick_device
 from more.mix import mix
-from sample import embedded, load_model, pick_device, quiet
+from more.terminal import fail_in_one_line, quiet
+from sample import load_model
 from score import Teacher
-from tasks import fail_in_one_line, task_stream
+from tasks import task_stream
 
 SHARES = (0, 0.4, 0.5, 0.6, 0.7, 0.8, 1)  # of the full teacher in the mixture
 SETTINGS = {"fresh": ["--difficulty", "1"],

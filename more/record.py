@@ -14,19 +14,42 @@ import csv
 import json
 import math
 import os
+import sys
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, pstdev
 
+import torch
 from tqdm import tqdm
 
+from more.machine import pick_device
+from more.terminal import UserError, fail_in_one_line, make_parser
 from ovd import accept
-from sample import entropy, pick_device
 from score import auc, scores_of
-from tasks import UserError, fail_in_one_line, make_parser
 
 
 # ------------------------------------------------------------------------------- a step
+def entropy(trajectories):
+    """Nats a token, as the mean of -log pi over what the student chose; NaN where that is none."""
+    chosen = [lp for t in trajectories for lp, author, trained in zip(t.logprobs, t.authors, t.mask)
+              if author == "student" and trained]
+    return -sum(chosen) / len(chosen) if chosen else math.nan
+
+
+def drift(batch, logprobs, start, name):
+    """Of the student's own tokens: how far log pi (M,) is from the start, and from its sampling."""
+    tokens = [token for t in batch for token in zip(t.authors, t.logprobs, t.mask) if token[2]]
+    sampled = torch.tensor([lp if author == "student" else math.nan for author, lp, _ in tokens])
+    chosen = torch.where(sampled.isnan(), math.nan, logprobs)  # (M,) NaN: not the student's token
+    gap = (chosen - sampled).abs().nanmean().item()
+    if gap > 0.2:  # it should be rounding; else the update is not on-policy
+        raise UserError(f"--student {name}: a token's log-probability when trained is "
+                        f"{gap:.2f} off that when sampled; its head is more than a matrix product, "
+                        "so use a Qwen- or Llama-like model")
+    return {"kl": (chosen[:len(start)] - start).nanmean().item(), "logprob_gap": gap}
+
+
 def step_figures(y, y_new, batch, tied, args):
     """What is logged of a step beside the update's own figures; more/README.md explains each."""
     right, wrong = scores_of(y)
@@ -72,7 +95,62 @@ def log_step(out, row, y, y_new):
             f.write(json.dumps(line) + "\n")
 
 
+def check_scored(row, args, teacher):
+    """Raise UserError where a teacher gave most trajectories of a step no score."""
+    if args.method in ("ovd", "judge") and row["scored"] < 0.5:
+        raise UserError(f"--teacher {args.teacher}: more than half of the trajectories got no "
+                        f"score in step {row['step']}; {teacher.why}")
+
+
 # ------------------------------------------------------------------------------- a run
+def first_look(teacher, sampled):
+    """One line on how good the teacher is, from attempts made before any training."""
+    teacher.score(sampled, teacher.solve([t.problem for t in sampled]))
+    teacher.written.clear()  # these are no part of what the run costs
+    print(f"the teacher on {len(sampled)} of these attempts: AUC {auc(*scores_of(sampled)):.2f} "
+          "(1: it knows right from wrong, 0.5: it guesses)")
+
+
+def test_figures(sampled, greedy, task):
+    """What a test came to, from a sampled and a greedy attempt at each problem."""
+    right, right_greedy = (mean(t.stopped and t.problem.is_right(t.text) for t in attempts)
+                           for attempts in (sampled, greedy))
+    figures = {"pass_at_1": right, "greedy": right_greedy, "n": len(sampled),
+               "entropy": entropy(sampled)}
+    if task == "search":
+        from more.search import search_figures
+        figures |= search_figures(sampled)
+    return figures
+
+
+def announce(args, unseen, out):
+    """One line on what a run is about to do."""
+    print(f"{args.method}{', one-shot' if args.one_shot else ''}: {args.steps} updates of "
+          f"{args.problems * args.samples} trajectories, tested on {len(unseen)} unseen problems; "
+          f"results in {out}\n")
+
+
+def warn_unsolved(solution):
+    """Say that the teacher does not solve the problem of a one-shot run."""
+    cut = "" if solution.stopped else " (cut off, raise --max-new-tokens)"
+    print("the teacher does not solve the one problem of this run, so it has nothing better to put "
+          f"in the place of an attempt; it says{cut}: {solution.text}")
+
+
+@contextmanager
+def named_stops(args, out):
+    """Inside this block Ctrl-C, and a GPU that runs out of memory, end in a line that helps."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(f"out of GPU memory; try --batch {max(1, args.batch // 4)} --micro-batch 1 "
+                        "--chunk 64; python -m more.plan says what fits")
+    except KeyboardInterrupt:
+        print(f"\nstopped; what was learned so far is in {out / 'adapter'}, and the same command "
+              f"with --out {out} goes on from the last step that was kept")
+        sys.exit(130)
+
+
 def result_of(args, asked, before, after, rows, teacher, peaks):
     """What result.json holds of a run, but for its seconds: figures, costs, settings, versions.
 
@@ -106,6 +184,12 @@ def where_to_look(out, report):
         return f"python -m more.report {out} shows this run as a page; more.explain sums it up"
     from more.report import write_report
     return f"the page of this run is {write_report(out)}"
+
+
+def say_again(result, out, report):
+    """What a finished run came to, when its command is given once more."""
+    print(f"{out} holds this run, and it is finished")
+    return say_in_one_sentence(result, where_to_look(out, report))
 
 
 def say_in_one_sentence(result, first):

@@ -11,8 +11,8 @@ import re
 
 import torch
 
+from more.terminal import fail_in_one_line, make_parser
 from sample import generate
-from tasks import fail_in_one_line, make_parser
 
 
 def parse_reply(reply):

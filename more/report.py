@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from more.report_data import describe_comparison, describe_run
-from tasks import UserError, fail_in_one_line, make_parser
+from more.terminal import UserError, fail_in_one_line, make_parser
 
 # The page: its style, the places to fill, and the script that fills them from {{data}}.
 PAGE = r"""<!doctype html>

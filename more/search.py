@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from itertools import count
 from statistics import mean
 
-from tasks import INFORMATION, Problem, fail_in_one_line, make_parser
+from more.terminal import fail_in_one_line, make_parser
+from tasks import INFORMATION, Problem
 
 
 # ------------------------------------------------------------------------------- the engine

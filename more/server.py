@@ -30,9 +30,11 @@ from tqdm.contrib.concurrent import thread_map
 
 from more.judge import verdict
 from more.reply import parse_reply
-from sample import Trajectory, as_data, is_real
+from more.safe_text import as_data
+from more.terminal import UserError, fail_in_one_line, make_parser
+from sample import Trajectory, is_real
 from score import Teacher, auc, grading_messages, scores_of
-from tasks import Problem, UserError, fail_in_one_line, make_parser, problem_stream
+from tasks import Problem, problem_stream
 
 
 # ------------------------------------------------------------------------------- what may be shown

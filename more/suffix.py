@@ -11,9 +11,10 @@ The student's own beginning stays in the update, so more of the exploration surv
 from bisect import bisect_right
 from dataclasses import replace
 
+from more.flags import teacher_flags
+from more.terminal import fail_in_one_line
 from ovd import accept
-from score import scored_attempts, teacher_flags
-from tasks import fail_in_one_line
+from score import scored_attempts
 
 
 def good_prefixes(teacher, rejected, solutions, theta):

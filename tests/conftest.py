@@ -68,7 +68,9 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def student():
     """(model with LoRA, tokenizer), 4-bit, on the CPU. Its adapters are left as found."""
-    from sample import TINY, load_student, quiet
+    from more.flags import TINY
+    from more.terminal import quiet
+    from sample import load_student
 
     quiet()
     return load_student(TINY / "student", 4, "cpu")[:2]
@@ -77,7 +79,9 @@ def student():
 @pytest.fixture(scope="session")
 def teacher():
     """(model, tokenizer), 4-bit, on the CPU."""
-    from sample import TINY, load_model, quiet
+    from more.flags import TINY
+    from more.terminal import quiet
+    from sample import load_model
 
     quiet()
     return load_model(TINY / "teacher", 4, "cpu", "--teacher")
@@ -86,7 +90,9 @@ def teacher():
 @pytest.fixture
 def fresh_student():
     """A student of the test's own, to train or break."""
-    from sample import TINY, load_student, quiet
+    from more.flags import TINY
+    from more.terminal import quiet
+    from sample import load_student
 
     quiet()
     torch.manual_seed(0)

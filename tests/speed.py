@@ -25,10 +25,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import train
+from more.flags import embedded
 from more.judge import as_reward
-from sample import embedded, generate, load_student, merged_lora, pick_device, prompt_ids, quiet
+from more.machine import pick_device
+from more.quick import merged_lora
+from more.terminal import fail_in_one_line, make_parser, number, quiet
+from sample import generate, load_student, prompt_ids
 from score import load_teacher
-from tasks import Problem, fail_in_one_line, make_parser, number, problem_stream
+from tasks import Problem, problem_stream
 from tqdm import tqdm
 from transformers import GenerationConfig, TrainerCallback
 STUDENT, TEACHER = embedded("math", "student"), embedded("math", "teacher")

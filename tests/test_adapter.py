@@ -11,11 +11,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import sample
 from more import adapter
 from more.adapter import base_name, load_adapter, save_adapter
-from sample import TINY, add_lora, chat_ids, load_model, load_student, lora_layers
-from tasks import Problem, UserError
+from more.flags import TINY
+from more.terminal import UserError, quiet
+from sample import add_lora, chat_ids, load_model, load_student, lora_layers
+from tasks import Problem
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -38,7 +39,7 @@ def logits_of(model, tokenizer):
 def trained(tmp_path_factory):
     """(folder of an adapter that does something, logits of the model that it was saved from)."""
     folder = tmp_path_factory.mktemp("trained")
-    sample.quiet()
+    quiet()
     model, tokenizer = load_student(TINY / "student", 4, "cpu")[:2]
     randomise(model)
     save_adapter(model, folder, TINY / "student")

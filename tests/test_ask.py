@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from more.adapter import save_adapter
-from sample import TINY, add_lora, load_model, lora_layers
+from more.flags import TINY
+from sample import add_lora, load_model, lora_layers
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Mia has 12 apples. Mia wins 5. How many apples does Mia have now?"

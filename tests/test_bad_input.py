@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 import sample
 import score
 from more.adapter import save_adapter
-from sample import TINY, load_student
+from more.flags import TINY
+from more.terminal import quiet
+from sample import load_student
 
 ROOT = Path(__file__).parent.parent
 LONG, DEEP = "x" * 5000, "[" * 100_000
@@ -261,7 +263,7 @@ def write_adapters(folder):
 def odd(tmp_path_factory):
     """A folder with all of them."""
     folder = tmp_path_factory.mktemp("odd")
-    sample.quiet()
+    quiet()
     for fill in (write_files, write_runs, write_models, write_adapters):
         fill(folder)
     return folder

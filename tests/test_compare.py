@@ -18,7 +18,8 @@ import pytest
 import train
 from more import compare as comparing
 from more.checkpoint import begin
-from tasks import UserError, fail_in_one_line
+from more.flags import run_flags
+from more.terminal import UserError, fail_in_one_line
 
 ROOT = Path(__file__).parent.parent
 SHORT = "--one-shot --steps 2 --eval-problems 4 --max-new-tokens 24 --problems 2".split()
@@ -64,7 +65,7 @@ def test_a_run_has_the_common_flags_those_of_its_method_and_its_seed(tmp_path):
     flags = ["--methods", "ovd --theta 3, grpo", "--seeds", "2", "--theta", "4", "--lr", "0.1"]
     runs = comparing.make_runs(comparing.flags().parse_args(flags), tmp_path)
     assert list(runs) == [("ovd --theta 3", 0), ("grpo", 0), ("ovd --theta 3", 1), ("grpo", 1)]
-    wanted = train.flags().parse_args(["--method", "ovd", "--theta", "3", "--lr", "0.1", "--seed",
+    wanted = run_flags(None).parse_args(["--method", "ovd", "--theta", "3", "--lr", "0.1", "--seed",
                                        "1", "--out", str(tmp_path / "ovd_--theta_3-1")])
     assert runs["ovd --theta 3", 1] == wanted and runs["grpo", 0].theta == 4
 

@@ -21,7 +21,7 @@ from test_search import hostile, random_corpus
 from more import corpus as module
 from more.corpus import open_corpus
 from more.search import SearchProblem, environment
-from tasks import UserError
+from more.terminal import UserError
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("tantivy"), reason="needs tantivy")
@@ -245,8 +245,8 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_full_is_named(tmp_path):
     write_corpus(tmp_path / "passages.jsonl", random_corpus(3000, random.Random(2)))
-    code = ("from more import corpus; import tasks\n"
-            "def main(): corpus.open_corpus('passages.jsonl')\ntasks.fail_in_one_line(main)")
+    code = ("from more import corpus, terminal\n"
+            "def main(): corpus.open_corpus('passages.jsonl')\nterminal.fail_in_one_line(main)")
     done = subprocess.run(
         ["bash", "-c", f'ulimit -f 40; exec "{sys.executable}" -c "{code}"'],
         cwd=tmp_path,

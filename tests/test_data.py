@@ -11,7 +11,7 @@ import pytest
 
 from more.data import TextProblem, find_answer, normalise, read_jsonl, read_problems, split_problems
 from more.search import Search, SearchProblem
-from tasks import UserError
+from more.terminal import UserError
 
 ROOT = Path(__file__).parents[1]
 ENGINE = Search([("1", "Ada Berg", "a writer")])

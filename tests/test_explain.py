@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from more.explain import explain
-from tasks import UserError
+from more.terminal import UserError
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,10 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import more.export
-from more.export import export, merge
 from more.adapter import save_adapter
-from sample import TINY, add_lora, load_model, load_student, lora_layers
-from tasks import UserError
+from more.export import export, merge
+from more.flags import TINY
+from more.terminal import UserError
+from sample import add_lora, load_model, load_student, lora_layers
 
 BASE = str(TINY / "student")
 IDS = torch.randint(5, 300, (4, 40), generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from more.__main__ import first_lines
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["ovd", "tasks", "sample", "score", "train"]  # in the order in which they are read
-TOTAL = 1910  # lines of the five together, at most; 1,450 is the aim
+TOTAL = 1450  # lines of the five together, at most
 FIVE = [ROOT / f"{name}.py" for name in SCRIPTS]
 ALL = FIVE + sorted((ROOT / "more").glob("*.py"))
 named = pytest.mark.parametrize("path", ALL, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -44,28 +44,44 @@ def imports_of(node):
 
 
 # ------------------------------------------------------------------------------- imports
+def at_the_top(path):
+    """The modules of this project that a script imports as it is loaded, "more.flags" and "tasks"."""
+    found = set()
+    for node in tree_of(path).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for module, names in imports_of(node).items():
+                found |= {f"more.{n}" for n in names} if module == "more" else {module}
+    return {m for m in found if m.split(".")[0] in {*SCRIPTS, "more"}}
+
+
 @five
 def test_a_script_imports_only_from_those_before_it(path):
-    """And from more/ only within a function, where a flag asks for it."""
-    tree, inside = tree_of(path), {}
-    for function in functions_of(tree):
-        inside |= imports_of(function)
-    roots = {module.split(".")[0] for module in imports_of(tree)}
-    before = SCRIPTS[: SCRIPTS.index(path.stem)]
-    assert roots & {*SCRIPTS} <= {*before}
-    top = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
-    modules = {m.split(".")[0] for n in top for m in imports_of(n)}
-    assert "more" not in modules
+    """Also by way of more/: what it takes from there at the top needs no script that comes later.
+
+    These are the flags, the terminal, the machine and what a run leaves behind. All else is
+    imported within a function, where a flag asks for it.
+    """
+    needed, new = set(), at_the_top(path)
+    while new:
+        needed |= new
+        new = {m for name in new for m in at_the_top(ROOT / f"{name.replace('.', '/')}.py")} - needed
+    assert {m for m in needed if "." not in m} <= {*SCRIPTS[: SCRIPTS.index(path.stem)]}
+    asked_for = {"search", "suffix", "judge", "server", "reply", "ask", "report", "compare"}
+    assert not {m.partition(".")[2] for m in at_the_top(path)} & asked_for
+    inside = {m for function in functions_of(tree_of(path)) for m in imports_of(function)}
     assert not {m for m in inside if m.split(".")[0] in SCRIPTS}  # those stand at the top
 
 
 def test_the_method_needs_torch_and_the_standard_library_alone():
     modules = {module.split(".")[0] for module in imports_of(tree_of(ROOT / "ovd.py"))}
     outside = modules - set(sys.stdlib_module_names)
-    at_the_top = {m.split(".")[0] for n in tree_of(ROOT / "ovd.py").body
-                  if isinstance(n, (ast.Import, ast.ImportFrom)) for m in imports_of(n)}
-    assert outside <= {"torch", "psutil"}
-    assert "psutil" not in at_the_top  # where the system itself does not say what is held
+    assert outside <= {"torch", "more"} and at_the_top(ROOT / "ovd.py") == {
+        "more.machine", "more.terminal"}
+    machine = tree_of(ROOT / "more/machine.py")
+    modules = {module.split(".")[0] for module in imports_of(machine)}
+    assert modules - set(sys.stdlib_module_names) == {"torch", "psutil"}
+    assert not [n for n in machine.body if "psutil" in ast.unparse(n) and not
+                isinstance(n, ast.FunctionDef)]  # where the system itself does not say what is held
 
 
 @named
@@ -113,7 +129,7 @@ def test_a_script_says_how_it_is_run_and_ends_in_one_line_where_it_cannot(path):
         command = f"python {path.name}" if path in FIVE else f"python -m more.{name}"
         elsewhere = "is a flag of" in ast.unparse(tree.body[-2])  # all that its main() says
         assert command.replace(".__main__", "") in explained or elsewhere
-        assert "fail_in_one_line(" in last or name in ("ovd", "__main__")  # these take no input
+        assert "fail_in_one_line(" in last or name == "__main__"  # it takes no input
     else:
         assert path not in FIVE and "    python " in explained
 
@@ -148,20 +164,23 @@ def test_lines_are_counted_right():
 
 
 @five
-def test_a_line_explains_three_lines_of_code(path):
+def test_a_line_explains_two_lines_of_code(path):
     text = path.read_text(encoding="utf-8")
     explained, code = len(lines_that_explain(text)), len(lines_of_code(text))
-    # A half is the aim. Flags, a third of train.py and sample.py, are explained by their help.
-    assert explained >= code / 3, f"{explained} lines explain {code}"
+    assert explained >= code / 2, f"{explained} lines explain {code}"
 
 
 def test_python_m_more_lists_every_script(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["more"])
     runpy.run_path(str(ROOT / "more/__main__.py"), run_name="__main__")
-    *lines, _, last = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
     names = sorted(p.stem for p in (ROOT / "more").glob("*.py") if p.stem != "__main__")
-    assert [line.split()[2] for line in lines] == [f"more.{name}" for name in names]
-    assert all(len(line.split()) > 6 for line in lines) and last.startswith(f"{len(names)} scripts")
+    lines = [line for line in lines if " more." in line]
+    assert sorted(line.split(" more.")[1].split()[0] for line in lines) == names
+    assert all(len(line.split(" more.")[1].split()) > 5 for line in lines)
+    runs = [n for n in names if "__main__" in (ROOT / f"more/{n}.py").read_text(encoding="utf-8")]
+    assert [line.split()[2] for line in lines if "python" in line] == [f"more.{n}" for n in runs]
+    assert last == f"{len(runs)} scripts, and {len(names) - len(runs)} parts that they import."
     assert list(first_lines(ROOT / "more")) == names
 
 

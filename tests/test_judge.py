@@ -11,20 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from more.judge import (
-    as_reward,
-    auc_within,
-    calibrated,
-    check_teacher,
-    compare_teachers,
-    ranks,
-    read_samples,
-    share_of_ties,
-    threshold_figures,
-)
-from sample import TINY, Trajectory, sample_trajectories
+from more.flags import TINY
+from more.judge import (as_reward, auc_within, calibrated, check_teacher, compare_teachers, ranks,
+                        read_samples, share_of_ties, threshold_figures)
+from more.terminal import UserError
+from sample import Trajectory, sample_trajectories
 from score import Teacher, auc, scores_of
-from tasks import Problem, UserError, problem_stream
+from tasks import Problem, problem_stream
 
 ROOT = Path(__file__).parent.parent
 

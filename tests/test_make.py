@@ -7,8 +7,10 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 import score
+from more.flags import TINY
 from more.search import SearchProblem, world_stream
-from sample import TINY, chat_ids, quiet
+from more.terminal import quiet
+from sample import chat_ids
 from tasks import Problem, is_held_out, problem_stream
 from tiny import make
 

@@ -9,8 +9,10 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
+from more.flags import TINY
 from more.mix import mix, mix_tensors
-from sample import TINY, load_model, quiet
+from more.terminal import quiet
+from sample import load_model
 
 WEAK, GOOD = TINY / "weak-teacher", TINY / "teacher"
 

@@ -1,21 +1,15 @@
 """The method on plain tensors, against hand-worked numbers, closed forms and torch's functions."""
 
 import math
+import sys
 
 import pytest
 import torch
 
 import ovd
-from ovd import (
-    accept,
-    expected_score,
-    group_advantages,
-    most_likely_score,
-    reverse_kl,
-    tied_groups,
-    token_logprobs,
-    trajectory_loss,
-)
+from more.machine import peak_bytes, reset_peak
+from ovd import (accept, expected_score, group_advantages, most_likely_score, reverse_kl,
+                 tied_groups, token_logprobs, trajectory_loss)
 
 
 def test_expected_score_by_hand():
@@ -217,14 +211,14 @@ def test_the_three_losses_that_are_measured_are_what_they_are_named_for():
     assert ovd.ovd_update(h, W, g, U, y, 5).item() == pytest.approx(-logprobs.sum().item(), rel=1e-6)
 
 
-@pytest.mark.skipif(not ovd.sys.platform.startswith("linux"), reason="a peak is reset on Linux only")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a peak is reset on Linux only")
 def test_a_peak_is_that_of_what_was_held_since_it_was_reset():
-    before = ovd.reset_peak("cpu")
+    before = reset_peak("cpu")
     big = torch.ones(2**26, dtype=torch.uint8)  # 64 MiB, written to and let go again
     del big
-    assert 50 * 2**20 < ovd.peak_bytes("cpu") - before < 100 * 2**20
-    again = ovd.reset_peak("cpu")
-    assert ovd.peak_bytes("cpu") - again < 10 * 2**20
+    assert 50 * 2**20 < peak_bytes("cpu") - before < 100 * 2**20
+    again = reset_peak("cpu")
+    assert peak_bytes("cpu") - again < 10 * 2**20
 
 
 def test_one_group_by_numbers_is_what_the_docstring_says(capsys):

@@ -11,8 +11,9 @@ import torch
 from conftest import rows_of, samples_of
 
 import train
-from sample import is_real, load_model, load_student, prompt_ids, quiet
-from tasks import Problem, UserError
+from more.terminal import UserError, quiet
+from sample import is_real, load_model, load_student, prompt_ids
+from tasks import Problem
 
 pytestmark = pytest.mark.real
 FOLDER = Path(os.environ.get("OVD_REAL_MODELS", "/nowhere"))

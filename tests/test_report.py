@@ -14,7 +14,7 @@ import pytest
 
 from more.report import write_report
 from more.report_data import draw_line, kinds_of, mark_words, read_gains
-from tasks import UserError
+from more.terminal import UserError
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import train
 from more import checkpoint, record
-from tasks import UserError
+from more.terminal import UserError
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--steps", "4", "--problems", "2", "--samples", "4", "--eval-problems", "4", "--seed", "3"]

@@ -6,8 +6,10 @@ from itertools import islice
 import pytest
 
 import train
-from sample import TINY, Trajectory, sample_trajectories
+from more import data
+from more.flags import TINY
 from more.judge import best_threshold
+from sample import Trajectory, sample_trajectories
 from score import Teacher
 from tasks import Problem, problem_stream
 
@@ -80,8 +82,8 @@ class Sealed(Problem):
 
 def test_the_verbal_reward_never_reads_an_answer(tmp_path, monkeypatch):
     problems = [Sealed(p.question, p.answer) for p in islice(problem_stream(0), 8)]
-    stream = train.task_stream
-    monkeypatch.setattr(train, "task_stream", lambda task, seed, difficulty, held_out, turns:
+    stream = data.task_stream
+    monkeypatch.setattr(data, "task_stream", lambda task, seed, difficulty, held_out, turns:
                         stream(task, seed, difficulty, True, turns) if held_out else iter(problems))
     result = train.run(train.parse(["--reward", "verbal", "--steps", "2", "--eval-problems", "4",
                                     "--problems", "2", "--samples", "4",

@@ -16,26 +16,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import sample
+from more.checks import check_words
+from more.flags import TINY
+from more.quick import merged_lora
+from more.safe_text import as_data
+from more.terminal import UserError
 from ovd import token_logprobs
-from sample import (
-    TINY,
-    Trajectory,
-    append_turn,
-    as_data,
-    chat_ids,
-    check_words,
-    generate,
-    is_real,
-    load_model,
-    load_student,
-    lora_layers,
-    merged_lora,
-    prompt_ids,
-    sample_trajectories,
-    stop_ids,
-    without_lora,
-)
-from tasks import Problem, UserError, problem_stream
+from sample import (Trajectory, append_turn, chat_ids, generate, is_real, load_model, load_student,
+                    lora_layers, prompt_ids, sample_trajectories, stop_ids, without_lora)
+from tasks import Problem, problem_stream
 from train import trained_positions
 
 PROBLEMS = list(islice(problem_stream(0, held_out=True), 8))

@@ -11,20 +11,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DecisionConfig, PreTrainedTokenizerFast, pipeline
 
-from sample import TINY, Trajectory, chat_ids, load_model, lora_layers, sample_trajectories
+from more.flags import TINY, is_server
 from more.judge import best_threshold, verdict
 from more.reply import parse_reply, score_replies
-from score import (
-    Teacher,
-    auc,
-    digit_ids,
-    grading_messages,
-    is_server,
-    score_probs,
-    scores_of,
-    shared_prefixes,
-)
-from tasks import Problem, UserError, problem_stream
+from more.terminal import UserError
+from sample import Trajectory, chat_ids, load_model, lora_layers, sample_trajectories
+from score import Teacher, auc, digit_ids, grading_messages, score_probs, scores_of, shared_prefixes
+from tasks import Problem, problem_stream
 
 FLATTERY = [
     "Score: 9",

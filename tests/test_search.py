@@ -14,33 +14,15 @@ import pytest
 import torch
 
 import train
-from more.search import (
-    Search,
-    SearchProblem,
-    environment,
-    f1,
-    is_supported,
-    make_world,
-    search_figures,
-    squad_words,
-    words_of,
-    world_stream,
-)
+from more.flags import TINY
+from more.search import (Search, SearchProblem, environment, f1, is_supported, make_world,
+                         search_figures, squad_words, words_of, world_stream)
 from more.suffix import good_prefixes, splice
+from more.terminal import UserError, quiet
 from ovd import token_logprobs, trajectory_loss
-from sample import (
-    TINY,
-    Trajectory,
-    append_turn,
-    chat_ids,
-    generate,
-    load_model,
-    load_student,
-    quiet,
-    sample_trajectories,
-)
+from sample import (Trajectory, append_turn, chat_ids, generate, load_model, load_student,
+                    sample_trajectories)
 from score import Teacher, auc, grading_messages, scores_of
-from tasks import UserError
 
 ROOT = Path(__file__).parents[1]
 WORLD, QUESTIONS = make_world(random.Random(5))

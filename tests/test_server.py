@@ -23,10 +23,12 @@ import pytest
 import torch
 from conftest import rows_of, samples_of
 
+from more.flags import TINY
 from more.server import Server, check_server, holds_key, read_key, safe_words, shown_url
-from sample import TINY, Trajectory, sample_trajectories
+from more.terminal import UserError
+from sample import Trajectory, sample_trajectories
 from score import Teacher
-from tasks import Problem, UserError, problem_stream
+from tasks import Problem, problem_stream
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--steps", "2", "--problems", "2", "--eval-problems", "2"]

@@ -9,10 +9,9 @@ import psutil
 import pytest
 import torch
 
-import ovd
 import train
-from more import compare, ladder
-from sample import pick_device
+from more import compare, ladder, machine
+from more.machine import pick_device
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("more/*.py"), *ROOT.glob("notebooks/*.py")]
@@ -22,11 +21,11 @@ SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("more/*.py"), *ROOT.glob("notebooks/*.
 def elsewhere(request, monkeypatch):
     """sys.platform is another, there is no /proc, and no C library is asked for anything."""
     def open_file(name, *_):
-        raise FileNotFoundError(name)  # ovd.py opens nothing but /proc
+        raise FileNotFoundError(name)  # more/machine.py opens nothing but /proc
 
-    monkeypatch.setattr(ovd, "open", open_file, raising=False)
+    monkeypatch.setattr(machine, "open", open_file, raising=False)
     monkeypatch.setattr(sys, "platform", request.param)
-    monkeypatch.setattr(ovd.ctypes, "CDLL", None)
+    monkeypatch.setattr(machine.ctypes, "CDLL", None)
     monkeypatch.setitem(sys.modules, "resource", None)  # Windows has none
     return request.param
 
@@ -37,8 +36,8 @@ def test_memory_is_what_psutil_says(elsewhere, monkeypatch):
              "darwin": namedtuple("usage", "rss")(100)}[elsewhere]
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: usage)
     expected = 300 if elsewhere == "win32" else 100
-    assert ovd.peak_bytes("cpu") == ovd.reset_peak("cpu") == expected
-    ovd.return_freed_memory()
+    assert machine.peak_bytes("cpu") == machine.reset_peak("cpu") == expected
+    machine.return_freed_memory()
     assert ladder.free_bytes("cpu") > 0
     ladder.limit_memory(2**30)  # does nothing
 

@@ -3,24 +3,16 @@
 import random
 import runpy
 import sys
+from argparse import ArgumentParser
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-import tasks
-from tasks import (
-    DIFFICULTY,
-    Problem,
-    UserError,
-    extract_answer,
-    fail_in_one_line,
-    is_held_out,
-    make_problem,
-    number,
-    problem_stream,
-    task_stream,
-)
+
+from more.terminal import UserError, fail_in_one_line, number
+from tasks import (DIFFICULTY, Problem, extract_answer, is_held_out, make_problem, problem_stream,
+                   task_stream)
 
 ROOT = Path(__file__).parent.parent
 
@@ -205,7 +197,7 @@ def test_ctrl_c_is_one_word_and_exit_code_130(capsys):
                                          ("x", "invalid int value: 'x'"), ("1.5", "invalid int")])
 def test_a_number_outside_its_bounds_is_named_with_its_flag(monkeypatch, capsys, value, says):
     def main():
-        parser = tasks.argparse.ArgumentParser()
+        parser = ArgumentParser()
         parser.add_argument("--k", type=number(int, 1, 9))
         assert parser.parse_args(["--k", "9"]).k == 9
         parser.parse_args(["--k", value])

@@ -18,15 +18,19 @@ from threading import Thread
 import pytest
 import torch
 from conftest import rows_of, samples_of
+from tqdm import tqdm
 
 import sample
 import score
 import train
 from more import record
+from more.data import load_problems
+from more.flags import TINY_PAIRS
 from more.judge import best_threshold
+from more.terminal import UserError, fail_in_one_line
 from sample import Trajectory, chat_ids, lora_layers, sample_trajectories
 from score import Teacher
-from tasks import Problem, UserError, fail_in_one_line, problem_stream
+from tasks import Problem, problem_stream
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--one-shot", "--steps", "1", "--eval-problems", "20"]
@@ -502,13 +506,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing(fresh_student):
 # ------------------------------------------------------------------------------- the log
 def test_texts_that_are_all_empty_have_no_entropy():
     empty = Trajectory(next(problem_stream(0)))
-    assert math.isnan(sample.entropy([empty, empty]))
+    assert math.isnan(record.entropy([empty, empty]))
 
 
 def test_entropy_is_over_what_the_student_chose_by_hand():
     t = Trajectory(Problem("?", "1"), [1], [1, 2, 3, 4], [-1.0, -3.0, 0.0, 0.0],
                    ["student", "student", "environment", "teacher"], [1, 1, 0, 1])
-    assert sample.entropy([t]) == pytest.approx(2.0)
+    assert record.entropy([t]) == pytest.approx(2.0)
 
 
 def test_figures_of_a_step_by_hand():
@@ -531,7 +535,7 @@ def test_a_teacher_that_never_scores_ends_the_run(tmp_path, student, monkeypatch
     judge = Teacher(*student)
     monkeypatch.setattr(judge, "read", lambda asked: (torch.full((len(asked), 10), math.nan), 1))
     args = train.parse(["--steps", "2", "--teacher", "self", "--max-new-tokens", "8"])
-    vars(args).update(train.TINY_PAIRS["math"], teacher="self")
+    vars(args).update(TINY_PAIRS["math"], teacher="self")
     with pytest.raises(UserError, match="--teacher self: more than half .* use --score expected"):
         train.train(*student, judge, problem_stream(0), args, tmp_path)
     assert len(samples_of(tmp_path)) == 32 and len(rows_of(tmp_path)) == 1
@@ -576,10 +580,10 @@ def test_a_threshold_of_its_own_is_chosen_once(tmp_path, script, capsys):
 
 def test_one_shot_is_one_problem_for_ever_and_others_are_new():
     args = train.parse(["--one-shot", "--eval-problems", "7", "--difficulty", "1"])
-    stream, test = train.load_problems(args)
+    stream, test = load_problems(args)
     assert len({next(stream) for _ in range(9)}) == 1 and len(set(test)) == 7
     args.one_shot = False
-    others, same_test = train.load_problems(args)
+    others, same_test = load_problems(args)
     assert len({next(others) for _ in range(9)}) == 9 and same_test == test
 
 
@@ -587,7 +591,7 @@ def test_a_first_look_at_the_teacher_costs_the_run_nothing(student, teacher, cap
     judge = Teacher(*teacher)
     torch.manual_seed(0)
     sampled = sample_trajectories(*student, list(islice(problem_stream(1, held_out=True), 8)))
-    train.first_look(judge, sampled)
+    record.first_look(judge, sampled)
     assert "the teacher on 8 of these attempts: AUC" in capsys.readouterr().out
     assert not judge.written and all(t.score is not None for t in sampled)
 
@@ -648,7 +652,7 @@ def test_a_long_run_says_after_its_first_step_how_long_it_will_take(capsys):
         return {"seconds": seconds, "reward": 0.5, "score": math.nan, "replaced": 0.25}
 
     for rows, said in (([row(90.0)], True), ([row(6.0)], False), ([row(90.0)] * 2, False)):
-        bar = train.tqdm(range(20))
+        bar = tqdm(range(20))
         record.show_step(bar, rows)
         assert ("about 30 minutes" in "".join(capsys.readouterr())) == said
         assert bar.postfix == "reward=0.50, replaced=0.25"  # what is not known is left out

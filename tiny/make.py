@@ -43,11 +43,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import score
 import tasks
-from more.search import (
-    COUNTRIES, FIRST, KIND, LAST, NOUN, OTHERS, SIDE, TOWN, SearchProblem, look_up, make_world,
-    world_stream,
-)
-from sample import load_model, load_student, quiet, sample_trajectories
+from more.search import (COUNTRIES, FIRST, KIND, LAST, NOUN, OTHERS, SIDE, TOWN, SearchProblem,
+                         look_up, make_world, world_stream)
+from more.terminal import quiet
+from sample import load_model, load_student, sample_trajectories
 
 CHAT_TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>

@@ -1,0 +1,99 @@
+"""What a model must be before it is used, each fault said in one line that names flag and model.
+
+sample.py and score.py call the functions below.
+
+    python sample.py --student NAME    # loads a model, and refuses one that is unfit
+"""
+import math
+import os
+import re
+from contextlib import contextmanager
+from functools import cache
+from textwrap import shorten
+
+import huggingface_hub
+
+from more.flags import HUB_PAIR, embedded
+from more.terminal import UserError
+
+
+@cache
+def hub_answers():
+    """Does the hub answer within five seconds? Else only what is on this machine can be had."""
+    try:
+        huggingface_hub.utils.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+        return True
+    except Exception:  # no network, or HF_HUB_OFFLINE: each library has its own kind
+        return False
+
+
+def default_student(task, device):
+    """The student where none is named: on a GPU the hub's if it can be had, else the embedded."""
+    hub = HUB_PAIR["student"]
+    if device == "cuda":
+        cached = huggingface_hub.try_to_load_from_cache(hub, "config.json")
+        if isinstance(cached, str) or hub_answers():
+            return hub
+        print(f"{hub}, the default for a GPU, cannot be had: the hub does not answer. So it is "
+              "the embedded pair")
+    return embedded(task, "student")
+
+
+@contextmanager
+def named_errors(flag, name):
+    """Inside this block whatever fails while a model is loaded becomes a UserError.
+
+    Yields whether only what is on this machine can be had: it is a folder, or there is no hub.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(name)) and not os.path.isdir(name):
+        raise UserError(f"{flag} {name}: no such folder; give a model's folder or hub name")
+    try:
+        yield os.path.isdir(name) or not hub_answers()
+    except Exception as e:  # a dozen kinds: it is missing, broken, out of reach or too large
+        why = shorten(str(e), 200) or type(e).__name__
+        raise UserError(f"{flag} {name}: cannot be loaded ({why}); give a folder or hub name of a "
+                        "causal language model in safetensors, small enough for this machine, and "
+                        "see that the network is up")
+
+
+def check_model(model, tokenizer, missing_keys, flag, name):
+    """Raise UserError where weights, chat template or stop token are missing, or tokens unknown."""
+    if missing_keys:  # transformers fills these with random numbers and goes on
+        raise UserError(f"{flag} {name}: {len(missing_keys)} weights are missing, "
+                        f"{min(missing_keys)} first; fetch the half-written folder again")
+    if not tokenizer.chat_template or tokenizer.eos_token_id is None:
+        lack = "end-of-sequence token" if tokenizer.chat_template else "chat template"
+        raise UserError(f"{flag} {name}: its tokenizer has no {lack}; use an instruct model")
+    if max(tokenizer.get_vocab().values()) >= model.get_input_embeddings().num_embeddings:
+        raise UserError(f"{flag} {name}: its tokenizer has more tokens than the model knows; fetch "
+                        "both anew")
+
+
+def check_numbers(model, logits):
+    """Raise UserError where a model's logits are NaN, as those of a damaged file are."""
+    if logits.isnan().any():
+        raise UserError(f"the model {model.config.name_or_path} computes NaN; its weights are "
+                        "damaged, fetch it again")
+
+
+def check_words(tokenizer, problem, name):
+    """Raise UserError where a student has no words for a problem: the embedded ones know 380."""
+    words = tokenizer.encode(problem.question, add_special_tokens=False)
+    if words.count(tokenizer.unk_token_id) > len(words) / 4:
+        raise UserError(f"--student {name} has no words for these problems; name one that has, "
+                        "like Qwen/Qwen3-0.6B, or give the --task that it was made for")
+
+
+def check_context(model, tokens, advice):
+    """Raise UserError where a model is to read or write more tokens than it has positions for."""
+    context = getattr(model.config, "max_position_embeddings", None) or math.inf
+    if tokens > context:
+        raise UserError(f"{tokens} tokens are more than the context of {context} of the model "
+                        f"{model.config.name_or_path}; {advice}")
+
+
+def check_same_vocabulary(tokenizer, other):
+    """Raise UserError where two tokenizers differ, so that there are no logits to match."""
+    if tokenizer.get_vocab() != other.get_vocab():
+        raise UserError("--method logits: student and teacher have different vocabularies, so "
+                        "there is nothing to match; use --method ovd, which needs text alone")

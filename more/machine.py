@@ -1,0 +1,78 @@
+"""The machine: which device, which type of numbers, and how much memory is held.
+
+On a GPU memory is that of torch's allocator, on a CPU that of the whole process. `mark` notes the
+peak of each phase of a run, for its result.json.
+
+    python train.py --one-shot    # peak_bytes in its result.json
+"""
+import ctypes
+import sys
+
+import torch
+
+PEAKS = {}  # phase: the most memory held in it, in bytes, see mark()
+
+
+def pick_device():
+    """The device to run on: "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pick_dtype(device, bits):
+    """The type to compute in: on a CPU float32, or bfloat16 as stored; on a GPU what it has."""
+    if device == "cpu":
+        return torch.float32 if bits == 4 else torch.bfloat16
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+# ------------------------------------------------------------------------------- memory
+def status_bytes(field):
+    """VmRSS (held now) or VmHWM (the most held) of this process, in bytes. Linux alone."""
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
+
+
+def peak_bytes(device):
+    """The most memory held so far: by the GPU's allocator, or without a GPU by this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        return status_bytes("VmHWM")
+    import psutil  # which accelerate brings along
+    usage = psutil.Process().memory_info()
+    return getattr(usage, "peak_wset", usage.rss)  # Windows knows the peak, macOS what is held now
+
+
+def reset_peak(device):
+    """Forget the peak so far -> bytes held now. A CPU's can be reset on Linux alone."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")
+        return status_bytes("VmRSS")
+    except OSError:
+        return peak_bytes(device)
+
+
+def mark(phase):
+    """Note in PEAKS that the most memory held since the last mark was held by `phase`."""
+    device = pick_device()
+    PEAKS[phase] = max(PEAKS.get(phase, 0), peak_bytes(device))
+    reset_peak(device)
+
+
+# ------------------------------------------------------------------------------- freed memory
+def glibc():
+    """The C library where it is glibc, whose mallopt is called below; else None."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "mallopt") else None
+
+
+def return_freed_memory():
+    """Have glibc give blocks of 1 MiB or more back once they are freed, or chunks pile up."""
+    if glibc():
+        glibc().mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+        glibc().malloc_trim(0)

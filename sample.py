@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from more.checks import check_context, check_model, check_numbers, check_words, named_errors
 from more.flags import check_sampling_flags, embedded, sampling_flags
 from more.machine import pick_device, pick_dtype
-from more.quick import quick_sampling
+from more.quick import quick_sampling, shared_prefixes
 from more.safe_text import as_data
 from more.terminal import fail_in_one_line, quiet
 from tasks import Problem, task_stream
@@ -73,12 +73,12 @@ def load_model(name, bits, device, flag="--student"):
 class LoRALinear(nn.Module):
     """y = W x + B (alpha / r) A x. W: any linear layer, frozen. A (r, in) and B (out, r) learn.
 
-    enabled: without it the layer is what it was before training. merged: W + B (alpha / r) A.
+    enabled: without it the layer is what it was before training.
     """
 
     def __init__(self, base, r, alpha):
         super().__init__()
-        self.base, self.scale, self.enabled, self.merged = base, alpha / r, True, None
+        self.base, self.scale, self.enabled = base, alpha / r, True
         at = dict(device=base.weight.device, dtype=torch.float32)
         self.lora_A = nn.Parameter(torch.empty(r, base.in_features, **at))   # (r, in)
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, **at))  # (out, r)
@@ -87,8 +87,6 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         """x (..., in) -> y (..., out)."""
-        if self.merged is not None:  # while it is sampled from on a CPU, see more/quick.py
-            return F.linear(x, self.merged, self.base.bias)
         y = self.base(x)  # (..., out), from weights unpacked for this one product
         if not self.enabled:
             return y
@@ -229,6 +227,35 @@ def choose(logits, T):
     return ids, logprobs.gather(1, ids)
 
 
+def forward(model, ids, mask, positions, kv):
+    """Read ids (b, t) behind what the cache kv holds -> logits after the last one (b, V)."""
+    # mask (b, T): of all that was ever read, these ids among it; positions (b, t)
+    return model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=kv,
+                 use_cache=True, logits_to_keep=1).logits[:, -1].float()
+
+
+@torch.no_grad()
+def read_prompts(model, tokenizer, prompts):
+    """Read B prompts -> logits after each (B, V), cache, mask (B, T), last positions (B, 1).
+
+    What several have in common at their beginning is read once, and its keys and values are kept.
+    """
+    kv, pad = DynamicCache(config=model.config), tokenizer.pad_token_id
+    prefixes, source = shared_prefixes(prompts)
+    if len(prefixes) == len(prompts):  # they have nothing in common
+        ids, mask, positions = left_pad(prompts, pad, model.device)  # (B, T) each
+    else:
+        ids, mask, positions = left_pad(prefixes, pad, model.device)  # (P, t) each
+        forward(model, ids, mask, positions, kv)
+        kv.batch_select_indices(torch.tensor(source, device=model.device))  # a copy for each prompt
+        rests = [p[len(prefixes[s]):] for p, s in zip(prompts, source)]  # what is left to read
+        ids, rest, after = left_pad(rests, pad, model.device)  # (B, T - t) each
+        mask, positions = torch.cat([mask[source], rest], 1), positions[source, -1:] + 1 + after
+    logits = forward(model, ids, mask, positions, kv)  # (B, V)
+    check_numbers(model, logits)
+    return logits, kv, mask, positions[:, -1:]
+
+
 @torch.no_grad()
 def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None):
     """Continue prompts (lists of ids) up to a stop token or the text `until`: [(ids, logprobs)].
@@ -236,28 +263,23 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
     temperature: one for all, or a list; 0 takes the likeliest token. One forward pass a token, keys
     and values cached, for all that have not stopped yet. UserError: the context is too short.
     """
-    # A prompt that is to be continued N times is read once. source: which unique one is whose.
-    unique = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    source = torch.tensor([unique[tuple(p)] for p in prompts], device=model.device)  # (B,)
-    ids, mask, positions = left_pad(list(map(list, unique)), tokenizer.pad_token_id, model.device)
-    check_context(model, ids.shape[1] + max_new_tokens,
+    check_context(model, max(map(len, prompts)) + max_new_tokens,
                   f"lower --max-new-tokens {max_new_tokens} or give shorter problems")
     stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=model.device)  # (S,)
     # `until` may be many tokens. Text is made and searched only after those it can end in.
     ends = {i for word, i in tokenizer.get_vocab().items() if until[-1] in word} if until else ()
     T = torch.tensor(temperature, device=model.device).expand(len(prompts))[:, None]  # (B, 1)
     results = [([], []) for _ in prompts]  # ids and their log pi, for each prompt
-    kv = DynamicCache(config=model.config)  # keys and values of all tokens so far
     rows = torch.arange(len(prompts), device=model.device)  # (b,) who has not stopped yet
+    # A prompt that is to be continued N times is read once. source: which unique one is whose.
+    unique = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    source = torch.tensor([unique[tuple(p)] for p in prompts], device=model.device)  # (B,)
+    logits, kv, mask, positions = read_prompts(model, tokenizer, list(map(list, unique)))
+    kv.batch_select_indices(source)  # from here on continuations part ways
+    logits, mask, positions = logits[source], mask[source], positions[source]  # (B, ...) each
     # A bar shows where a batch takes more than five seconds, as with a real model on a CPU.
     for step in tqdm(range(max_new_tokens), "one batch", unit="token", leave=False, delay=5,
                      disable=None):
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=kv,
-                       use_cache=True, logits_to_keep=1).logits[:, -1].float()  # (b, V)
-        if step == 0:  # the prompts have been read, and their continuations part ways
-            check_numbers(model, logits)
-            kv.batch_select_indices(source)
-            logits, mask, positions = logits[source], mask[source], positions[source]
         ids, logprobs = choose(logits, T)  # (b, 1) each
         going = ~torch.isin(ids[:, 0], stops)  # (b,)
         chosen = zip(rows.tolist(), ids[:, 0].tolist(), logprobs[:, 0].tolist())
@@ -266,13 +288,14 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
             results[row][1].append(lp)
             if i in ends and until in tokenizer.decode(results[row][0][-len(until):]):
                 going[n] = False
-        if not going.any():
+        if not going.any() or step + 1 == max_new_tokens:
             break
         if not going.all():  # who has stopped leaves the batch
             kv.batch_select_indices(going.nonzero()[:, 0])
             ids, mask, positions, rows, T = (x[going] for x in (ids, mask, positions, rows, T))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)  # (b, T + 1)
-        positions = positions[:, -1:] + 1  # (b, 1)
+        positions = positions + 1  # (b, 1)
+        logits = forward(model, ids, mask, positions, kv)  # (b, V)
     return results
 
 

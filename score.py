@@ -18,20 +18,19 @@ it stands in.
     python -m more.judge --help    # is this teacher any good? ask before you train
 """
 import math
-import os
 from statistics import mean
 
 import torch
 from tqdm import tqdm
-from transformers import DynamicCache
 
-from more.checks import check_context, check_numbers
+from more.checks import check_context
 from more.flags import check_teacher_flags, embedded, is_server, teacher_flags
+from more.machine import pick_device
 from more.safe_text import break_marks
 from more.terminal import UserError, fail_in_one_line
 from ovd import expected_score, most_likely_score
-from sample import (chat_ids, is_real, left_pad, load_model, pick_device, sample_trajectories,
-                    sample_unseen, without_lora)
+from sample import (chat_ids, is_real, load_model, read_prompts, sample_trajectories, sample_unseen,
+                    without_lora)
 
 GRADING_PROMPT = """Grade an attempt at a problem.
 Problem: {question}
@@ -99,44 +98,16 @@ def score_probs(model, tokenizer, prompts, batch=16):
     """The ten probabilities after each prompt (a list of ids): (B, 10), float32, on the CPU.
 
     All prompts about one problem begin alike, with the problem and the teacher's own solution.
-    What they share is read once, and its keys and values are kept.
+    What they share is read once, see sample.read_prompts.
     """
-    digits, begin = digit_ids(tokenizer)
+    digits, begin = digit_ids(tokenizer)  # (10, forms), tokens
     rows = []
     for i in tqdm(range(0, len(prompts), batch), "scoring", leave=False, delay=5, disable=None):
         part = [p + begin for p in prompts[i:i + batch]]
         check_context(model, max(map(len, part)), "lower --max-new-tokens or give shorter problems")
-        prefixes, source = shared_prefixes(part)  # P of them, and whose is whose
-        rests = [p[len(prefixes[s]):] for p, s in zip(part, source)]
-        kv = DynamicCache(config=model.config)
-        ids, mask, positions = left_pad(prefixes, tokenizer.pad_token_id, model.device)  # (P, T)
-        model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=kv, use_cache=True,
-              logits_to_keep=1)
-        kv.batch_select_indices(torch.tensor(source, device=model.device))  # a copy for each prompt
-        mask, start = mask[source], positions[source, -1:] + 1  # (b, T), (b, 1)
-        ids, rest_mask, positions = left_pad(rests, tokenizer.pad_token_id, model.device)  # (b, t)
-        logits = model(input_ids=ids, attention_mask=torch.cat([mask, rest_mask], 1),
-                       position_ids=start + positions, cache=kv, use_cache=True,
-                       logits_to_keep=1).logits[:, -1]  # (b, V)
-        check_numbers(model, logits)
-        rows.append(logits[:, digits].float().logsumexp(-1).softmax(-1).cpu())  # (b, 10)
+        logits, *_ = read_prompts(model, tokenizer, part)  # (b, V)
+        rows.append(logits[:, digits].logsumexp(-1).softmax(-1).cpu())  # (b, 10)
     return torch.cat(rows)
-
-
-def shared_prefixes(prompts):
-    """(the beginnings that prompts share, for each prompt which is its own).
-
-    Neighbours that have more than half of their tokens in common are one group. At least one token
-    of each prompt is left over, to be read after its beginning.
-    """
-    groups = [[prompts[0]]]
-    for before, prompt in zip(prompts, prompts[1:]):
-        if len(os.path.commonprefix([before, prompt])) > len(prompt) / 2:
-            groups[-1].append(prompt)
-        else:
-            groups.append([prompt])
-    prefixes = [os.path.commonprefix([p[:-1] for p in group]) for group in groups]
-    return prefixes, [g for g, group in enumerate(groups) for _ in group]
 
 
 # ------------------------------------------------------------------------------- the teacher

@@ -54,16 +54,21 @@ class Problem:
     solution: str | None = None
 
     instruction = "Think step by step. End with Answer: and the number."
-    # For models that were raised elsewhere: they parrot the other one, and this they know.
-    real_instruction = (r"Please reason step by step in a few short lines, and put your final "
+    # For models that were raised elsewhere: they parrot the one above, and \boxed{} they know. A
+    # problem worked out before their eyes keeps them short. Measured in RESULTS.md.
+    real_instruction = (r"Write one short calculation a line and nothing else, and put your final "
                         r"answer within \boxed{}.")
+    example = ("Ida has 5 pens. Ida buys 13. Ida loses 2. How many pens does Ida have now?",
+               "5 + 13 = 18\n18 - 2 = 16\n\\boxed{16}")
     until = None  # the text at which a student pauses for its environment; None: there is none
     grading_prompt = None  # a prompt of its own for the teacher; None: the one in score.py
 
     def messages(self, real=False):
         """The student's prompt, in the form chat templates take. real: sample.is_real."""
         instruction = self.real_instruction if real else self.instruction
-        return [{"role": "user", "content": f"{self.question} {instruction}"}]
+        texts = [*self.example, self.question] if real else [self.question]  # user, assistant, ...
+        return [dict(role="assistant", content=text) if i % 2 else
+                dict(role="user", content=f"{text} {instruction}") for i, text in enumerate(texts)]
 
     def found_answer(self, text):
         """What a trajectory answers, or None."""

@@ -46,6 +46,10 @@ REWRITE = (
 class TextProblem(Problem):
     """A problem whose answer may be a number, a formula or a name, written in one of many ways."""
 
+    real_instruction = (r"Please reason step by step in a few short lines, and put your final "
+                        r"answer within \boxed{}.")
+    example = ()  # that of a story would not fit
+
     def found_answer(self, text):
         """What a trajectory answers, or None."""
         return find_answer(text)
@@ -228,7 +232,7 @@ def main():
     args = parser.parse_args()
     problems = read_problems(args.file, args.question_field, args.answer_field, "FILE")
     for number, p in enumerate(problems[:5], 1):
-        print(f"{args.file}, problem {number}\n    {p.messages(True)[0]['content']}\n"
+        print(f"{args.file}, problem {number}\n    {p.messages(True)[-1]['content']}\n"
               f"    {p.solution or p.answer}\n")
     p = problems[0]
     print("how an attempt at the first one is checked")

@@ -1,11 +1,16 @@
-"""What makes sampling on a CPU quick: weights unpacked once, and freed memory kept.
+"""What makes sampling quick: beginnings read once, weights unpacked once, freed memory kept.
 
-sample.py samples within quick_sampling. Without it the same tokens come, later.
+sample.py samples within quick_sampling. Without all this the same tokens come, later.
 
     python tests/speed.py    # how quick it is, beside transformers' generate
 """
+import os
 from contextlib import contextmanager
+from functools import partial
 
+import psutil  # which accelerate brings along
+import torch
+import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
 
 from more.machine import glibc
@@ -24,22 +29,47 @@ def quick_sampling(model):
 
 @contextmanager
 def merged_lora(model):
-    """Inside this block W + B (alpha / r) A is one float32 matrix a layer: sampling is quicker.
+    """Inside this block each 4-bit layer is one float32 matrix: W, or W + B (alpha / r) A.
 
     Many tokens are sampled between two updates, and to unpack W for each takes longer than to use
-    it. Only on a CPU, which computes 4-bit layers in float32. Rounded to 16 bits the sum would be
-    another policy than the one that is trained, and a GPU's memory is what 4-bit is for.
+    it. Only on a CPU, which computes 4-bit layers in float32, and where there is memory for twice
+    that. Rounded to 16 bits the sum would be another policy than the one that is trained, and a
+    GPU's memory is what 4-bit is for.
     """
-    layers = [m for m in model.modules() if hasattr(m, "merged") and m.base.weight.device.type ==
-              "cpu" and hasattr(m.base.weight, "quant_state")]  # LoRA around 4-bit weights
-    for layer in layers:
-        W = dequantize_4bit(layer.base.weight.data, layer.base.weight.quant_state)  # (out, in)
-        layer.merged = W + layer.enabled * layer.scale * layer.lora_B @ layer.lora_A
+    inside = {m.base for m in model.modules() if hasattr(m, "lora_A")}
+    layers = [m for m in model.modules() if m not in inside and is_4bit(getattr(m, "base", m))]
+    if 2 * 4 * sum(linear_size(m) for m in layers) > psutil.virtual_memory().available:
+        layers = []
+    for layer in layers:  # its own forward() is the class's, and comes back when this one goes
+        layer.forward = partial(F.linear, weight=merged_weight(layer),
+                                bias=getattr(layer, "base", layer).bias)
     try:
         yield
     finally:
         for layer in layers:
-            layer.merged = None
+            del layer.forward
+
+
+def is_4bit(layer):
+    """Is it a layer of 4-bit weights on a CPU?"""
+    weight = getattr(layer, "weight", None)
+    return hasattr(weight, "quant_state") and weight.device.type == "cpu"
+
+
+def linear_size(layer):
+    """How many weights its matrix has."""
+    base = getattr(layer, "base", layer)
+    return base.in_features * base.out_features
+
+
+@torch.no_grad()
+def merged_weight(layer):
+    """W of a 4-bit layer, with its adapter added where it has one: (out, in), float32."""
+    weight = getattr(layer, "base", layer).weight
+    W = dequantize_4bit(weight.data, weight.quant_state)  # (out, in)
+    if hasattr(layer, "lora_A"):
+        W = W + layer.enabled * layer.scale * layer.lora_B @ layer.lora_A
+    return W
 
 
 def keep_freed_memory(keep):
@@ -53,3 +83,19 @@ def keep_freed_memory(keep):
         glibc().mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, from which size on; glibc's maximum
         glibc().mallopt(-1, 2**31 - 1 if keep else 1 << 26)  # M_TRIM_THRESHOLD
         glibc().malloc_trim(0)
+
+
+def shared_prefixes(prompts):
+    """(the beginnings that prompts share, for each prompt which is its own).
+
+    Neighbours that have more than half of their tokens in common are one group. At least one token
+    of each prompt is left over, to be read after its beginning.
+    """
+    groups = [[prompts[0]]]
+    for before, prompt in zip(prompts, prompts[1:]):
+        if len(os.path.commonprefix([before, prompt])) > len(prompt) / 2:
+            groups[-1].append(prompt)
+        else:
+            groups.append([prompt])
+    prefixes = [os.path.commonprefix([p[:-1] for p in group]) for group in groups]
+    return prefixes, [g for g, group in enumerate(groups) for _ in group]

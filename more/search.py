@@ -98,6 +98,7 @@ class SearchProblem(Problem):
     instruction = real_instruction = (
         "Find out with <search> words </search>, as often as you need to. "
         "End with <answer> words </answer>")
+    example = ()
     until = "</search>"
     grading_prompt = """Grade an attempt to answer a question by searching.
 Question: {question}

@@ -187,7 +187,7 @@ class Server(Teacher):
 
     def try_out(self):
         """Find the fields that it takes (`extra`) and the best scores that it gives, in words."""
-        hello = grading_messages(Problem("1 + 1", "2"), "Answer: 2", "Answer: 2")[0]["content"]
+        hello = grading_messages(Problem("1 + 1", "2"), "Answer: 2", "Answer: 2")
         tops = {"logprobs": True, "top_logprobs": 20}
         calm = {"chat_template_kwargs": {"enable_thinking": False}}
         for self.extra in (tops | calm, tops, calm, {}):
@@ -218,10 +218,10 @@ class Server(Teacher):
             time.sleep(max(2 ** (attempt - 1), pause))
 
     def ask_all(self, request, conversations):
-        """self.ask(request, text) for each, in order; no control token of a template in a text."""
-        texts = [as_data(c[0]["content"]) for c in conversations]
-        return thread_map(partial(self.ask, request), texts, max_workers=self.AT_ONCE,
-                          desc="asking", leave=False, disable=len(texts) < 65 or None)
+        """self.ask(request, conversation) for each, in order, with no control token in a text."""
+        safe = [[{**m, "content": as_data(m["content"])} for m in c] for c in conversations]
+        return thread_map(partial(self.ask, request), safe, max_workers=self.AT_ONCE,
+                          desc="asking", leave=False, disable=len(safe) < 65 or None)
 
     def post(self, path, body):
         """What the server answers to a request, JSON both ways."""
@@ -232,11 +232,10 @@ class Server(Teacher):
         with self.opener.open(request, timeout=self.SECONDS) as reply:
             return json.load(reply)
 
-    def chat(self, text, max_tokens=8):
+    def chat(self, conversation, max_tokens=8):
         """The likeliest reply: (text, whether it stopped, its tokens, how many read, written)."""
         reply = self.post("chat/completions", {
-            "messages": [{"role": "user", "content": text}], "max_tokens": max_tokens,
-            "temperature": 0.0, **self.extra})
+            "messages": conversation, "max_tokens": max_tokens, "temperature": 0.0, **self.extra})
         try:
             choice, used = reply["choices"][0], reply.get("usage") or {}
             words = str(choice["message"].get("content") or "").strip()
@@ -250,9 +249,9 @@ class Server(Teacher):
             words, stopped = "", False  # a reply that holds the key is none
         return words, stopped, tokens, *counts
 
-    def read_reply(self, text):
+    def read_reply(self, conversation):
         """(ten probabilities, or None where no digit was said; tokens read)."""
-        reply, _, tokens, read, _ = self.chat(text)
+        reply, _, tokens, read, _ = self.chat(conversation)
         digit = parse_reply(reply)
         ten = None if digit is None else token_probs(digit, tokens)
         if digit is None:
@@ -261,10 +260,11 @@ class Server(Teacher):
             self.why = "its log-probabilities are none, some are above 0 or not numbers"
         return ten, read
 
-    def read_systemone(self, text):
+    def read_systemone(self, conversation):
         """The same without a reply: the server reads the probabilities off itself."""
         levels = {"type": "score", "criteria": [f"{k} of 9" for k in range(10)]}
-        answer = self.post("systemone", {"state": text, "questions": {"score": levels}})
+        answer = self.post("systemone", {"state": conversation[-1]["content"],
+                                         "questions": {"score": levels}})
         ten = answer["answers"]["score"]["probabilities"]
         ten = as_probabilities([float(ten[str(k)]) for k in range(10)])
         if not ten:

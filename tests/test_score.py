@@ -15,8 +15,9 @@ from more.flags import TINY, is_server
 from more.judge import best_threshold, verdict
 from more.reply import parse_reply, score_replies
 from more.terminal import UserError
-from sample import Trajectory, chat_ids, load_model, lora_layers, sample_trajectories
-from score import Teacher, auc, digit_ids, grading_messages, score_probs, scores_of, shared_prefixes
+from sample import (Trajectory, chat_ids, load_model, lora_layers, sample_trajectories,
+                    shared_prefixes)
+from score import Teacher, auc, digit_ids, grading_messages, score_probs, scores_of
 from tasks import Problem, problem_stream
 
 FLATTERY = [

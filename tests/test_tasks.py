@@ -220,7 +220,13 @@ def test_the_command_shows_a_problem_of_each_difficulty(monkeypatch, capsys):
 
 
 def test_a_real_model_is_asked_for_a_box():
-    """"Answer: and the number." it repeats word by word."""
+    """"Answer: and the number." it repeats word by word. And it is shown a problem worked out."""
     p = Problem("1 + 1?", "2")
-    assert p.messages(True)[0]["content"] == f"1 + 1? {p.real_instruction}"
+    *shown, asked = p.messages(True)
+    assert asked == {"role": "user", "content": f"1 + 1? {p.real_instruction}"}
+    assert [m["role"] for m in shown] == ["user", "assistant"]
+    question, solution = shown[0]["content"], shown[1]["content"]
+    assert question.endswith(p.real_instruction) and Problem(question, "16").is_right(solution)
+    assert solution.splitlines()[:2] == ["5 + 13 = 18", "18 - 2 = 16"]
+    assert Problem("1 + 1?", "2").messages() == [{"role": "user", "content": f"1 + 1? {p.instruction}"}]
     assert r"\boxed{}" in p.real_instruction and p.is_right(r"1 + 1 = 2, so \boxed{2}.")

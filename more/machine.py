@@ -19,10 +19,19 @@ def pick_device():
 
 
 def pick_dtype(device, bits):
-    """The type to compute in: on a CPU float32, or bfloat16 as stored; on a GPU what it has."""
+    """The type to compute in: float32 on a CPU, or in 16-bit the bfloat16 that some CPUs have."""
     if device == "cpu":
-        return torch.float32 if bits == 4 else torch.bfloat16
+        return torch.bfloat16 if bits == 16 and has_bfloat16() else torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+def has_bfloat16():
+    """Does this CPU compute in bfloat16? Others do so many times slower than in float32."""
+    try:
+        with open("/proc/cpuinfo") as f:  # Linux alone tells
+            return not {"avx512_bf16", "amx_bf16"}.isdisjoint(f.read().split())
+    except OSError:
+        return False
 
 
 # ------------------------------------------------------------------------------- memory

@@ -14,12 +14,13 @@ from statistics import mean
 from textwrap import shorten
 from typing import NamedTuple
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from more.flags import (HUB_PAIR, TINY_PAIRS, check_run_flags, embedded, fill_in, is_server,
                         run_flags)
 from more.ladder import check_writable, free_bytes
-from more.machine import pick_device, reset_peak
+from more.machine import pick_device, pick_dtype, reset_peak
 from more.terminal import UserError, fail_in_one_line, quiet
 from sample import load_student, sample_trajectories
 from tasks import problem_stream, task_stream
@@ -114,15 +115,16 @@ class Work(NamedTuple):
     copies: int      # how often a cache is in memory: it grows by being copied
 
 
-def work_of(args, device):
-    """The Work that the flags ask for."""
+def work_of(args, device, real=True):
+    """The Work that the flags ask for. real: of a model that was raised elsewhere."""
     four_bit = args.bits == 4
     turns = 1 + args.turns if args.task == "search" else 1
     problems = islice(task_stream(args.task, 0, args.difficulty), 9)
-    words = mean(len(p.messages()[0]["content"].split()) for p in problems)
+    words = mean(sum(len(m["content"].split()) for m in p.messages(real)) for p in problems)
     words += (turns - 1) * (300 if args.corpus else 25)  # what the environment says
     # On a CPU what the old copies of a cache held is not given back.
-    return Work(4 if device == "cpu" and four_bit else 2, four_bit, 2 * words,  # 2 tokens a word
+    number = torch.finfo(pick_dtype(device, args.bits)).bits // 8 if device == "cpu" else 2
+    return Work(number, four_bit, 2 * words,  # 2 tokens a word
                 turns * args.max_new_tokens, 4 if device == "cpu" else 2)
 
 
@@ -130,6 +132,11 @@ def pass_bytes(work, sizes, tokens, adapters=0):
     """A forward pass: the MLP's tensors, the residual's, and a layer unpacked."""
     unpacked = work.four_bit * sizes.hidden * sizes.mlp
     return work.number * (tokens * ((3 + adapters) * sizes.mlp + 2 * sizes.hidden) + unpacked)
+
+
+def merged_bytes(work, sizes):
+    """What a CPU unpacks of 4-bit weights for as long as it samples, see more/quick.py."""
+    return 4 * sizes.linear_weights() if work.four_bit and work.number == 4 else 0
 
 
 def cache_bytes(work, sizes, rows):
@@ -157,15 +164,17 @@ def sampling_bytes(args, work, student):
     logits = args.batch * student.vocab * (work.number + 12)
     # A prompt is read once, and at least two attempts share it: in a test one sampled, one greedy.
     prompts = pass_bytes(work, student, (args.batch + 1) // 2 * work.prompt, 1)
-    return cache_bytes(work, student, args.batch) + max(prompts, logits)
+    return (merged_bytes(work, student) + cache_bytes(work, student, args.batch)
+            + max(prompts, logits))
 
 
 def scoring_bytes(args, work, teacher):
     """The larger of the teacher's writing a solution each and of its reading of attempts."""
     rows = min(16, args.batch, args.samples * args.problems)
     tokens = rows * (work.prompt + 2 * work.new + 60)  # problem, solution, attempt, instruction
-    return max(cache_bytes(work, teacher, min(args.batch, args.problems)),
-               pass_bytes(work, teacher, tokens))
+    writing = merged_bytes(work, teacher) + cache_bytes(work, teacher, min(args.batch,
+                                                                          args.problems))
+    return max(writing, pass_bytes(work, teacher, tokens))
 
 
 def activation_bytes(args, work, student):
@@ -200,7 +209,7 @@ def predict(args, student, teacher, device):
 
     Counted from what torch keeps for one token in one layer.
     """
-    work = work_of(args, device)
+    work = work_of(args, device, real=student.vocab > 1000)
     sampling = sampling_bytes(args, work, student)
     scoring = scoring_bytes(args, work, teacher)
     tokens = args.micro_batch * (work.prompt + work.new)

@@ -32,7 +32,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
-from more.checks import check_context, check_model, check_numbers, check_words, named_errors
+from more.checks import (check_context, check_model, check_numbers, check_template, check_words,
+                         named_errors)
 from more.flags import check_sampling_flags, embedded, sampling_flags
 from more.machine import pick_device, pick_dtype
 from more.quick import quick_sampling, shared_prefixes
@@ -54,8 +55,7 @@ def load_model(name, bits, device, flag="--student"):
     with named_errors(flag, name) as local:  # what is at hand, where the hub does not answer
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left",  # rows end together
                                                   local_files_only=local)
-        if tokenizer.chat_template:  # it is a program, and may fail
-            chat_ids(tokenizer, [{"role": "user", "content": "?"}])
+        check_template(tokenizer)
         model, report = AutoModelForCausalLM.from_pretrained(
             name, quantization_config=nf4 if bits == 4 else None, dtype=dtype,
             device_map={"": device}, output_loading_info=True,

@@ -56,6 +56,15 @@ def named_errors(flag, name):
                         "see that the network is up")
 
 
+def check_template(tokenizer):
+    """Raise ValueError where a chat template, which is a program, fails or leaves out a message."""
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello 5"}],
+                                             tokenize=False, add_generation_prompt=True)
+        if "Hello 5" not in text:
+            raise ValueError("its chat template leaves out what is said")
+
+
 def check_model(model, tokenizer, missing_keys, flag, name):
     """Raise UserError where weights, chat template or stop token are missing, or tokens unknown."""
     if missing_keys:  # transformers fills these with random numbers and goes on
@@ -64,6 +73,10 @@ def check_model(model, tokenizer, missing_keys, flag, name):
     if not tokenizer.chat_template or tokenizer.eos_token_id is None:
         lack = "end-of-sequence token" if tokenizer.chat_template else "chat template"
         raise UserError(f"{flag} {name}: its tokenizer has no {lack}; use an instruct model")
+    stops = getattr(model.generation_config, "eos_token_id", None)
+    if not all(isinstance(i, int) for i in (stops if isinstance(stops, list) else [stops or 0])):
+        raise UserError(f"{flag} {name}: in its generation_config.json eos_token_id is no token's "
+                        "number; fetch it again")
     if max(tokenizer.get_vocab().values()) >= model.get_input_embeddings().num_embeddings:
         raise UserError(f"{flag} {name}: its tokenizer has more tokens than the model knows; fetch "
                         "both anew")

@@ -9,6 +9,7 @@ code 2, without a traceback.
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 
@@ -25,6 +26,7 @@ def fail_in_one_line(main):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         for flag, value in zip(sys.argv, sys.argv[1:]):
+            flag, value = (value[:-1], "") if re.fullmatch("--[a-z-]+=", value) else (flag, value)
             if not value:  # as of a variable of the shell that is not set
                 name = flag if flag.startswith("-") else "an argument"
                 raise UserError(f"{name} is empty; give a value or leave it out")

@@ -60,6 +60,8 @@ FLAGS = [  # (command, word of its line); {LONG} and such are filled in, '' is a
     ("train --reward money", "--reward"), ("train --suffix written", "--suffix"),
     ("train --data ''", "--data is empty"), ("train --student ''", "--student is empty"),
     ("train --teacher ''", "--teacher is empty"), ("train --out ''", "--out is empty"),
+    ("train --data=", "--data is empty"), ("sample --student=", "--student is empty"), ("train --lr=", "--lr is empty"),
+    ("train --seed=x", "--seed"), ("train --samples=0", "--samples"), ("train --out= --steps 1", "--out is empty"),
     ("train --corpus '' --task search", "--corpus is empty"), ("train --question-field ''", "--question-field is empty"),
     ("sample --student ''", "--student"), ("score --teacher ''", "--teacher"), ("more.reply", "text"), ("more.reply ''", "an argument is empty"),
     ("more.mix", "FOLDER"), ("more.report", "folder"), ("more.judge --rescore ''", "--rescore"),
@@ -96,7 +98,9 @@ MODELS = [
     ("sample --student models/config", "models/config"), ("sample --student models/json", "models/json"),
     ("sample --student models/cut", "models/cut"), ("sample --student models/missing", "weights are missing"),
     ("sample --student models/pickle", "safetensors"), ("sample --student models/template", "no chat template"),
-    ("sample --student models/failing", "models/failing"), ("sample --student models/nan", "NaN"),
+    ("sample --student models/failing", "models/failing"), ("sample --student models/deaf", "leaves out what is said"),
+    ("score --teacher models/deaf", "leaves out what is said"), ("sample --student models/stop_text", "eos_token_id"),
+    ("sample --student models/stop_list", "eos_token_id"), ("sample --student models/nan", "NaN"),
     ("score --teacher models/nan", "models/nan"), ("sample --student models/words", "models/words"),
     ("sample --student adapters/json", "adapters/json"), ("sample --student adapters/deep", "adapters/deep"),
     ("sample --student adapters/base", "nowhere"), ("sample --student adapters/list", "adapters/list"),
@@ -216,6 +220,9 @@ def write_models(folder):
     replace(copy("cut") / "model.safetensors", weights[:1000])
     (copy("template") / "chat_template.jinja").unlink()
     replace(copy("failing") / "chat_template.jinja", "{{ raise_exception('no') }}")
+    replace(copy("deaf") / "chat_template.jinja", "Hello{% for m in messages %}{{ m.role }}{% endfor %}")
+    for name, text in {"stop_text": '{"eos_token_id": "2"}', "stop_list": '{"eos_token_id": [2, "x"]}'}.items():
+        replace(copy(name) / "generation_config.json", text)
     pickled = copy("pickle") / "model.safetensors"
     pickled.unlink()
     torch.save({"x": torch.ones(1)}, pickled.with_name("pytorch_model.bin"))

@@ -51,6 +51,7 @@ def main():
     args = parser.parse_args()
     if args.layers is not None and args.layers < 1:
         raise UserError(f"--layers {args.layers} must be at least 1")
+    Path(args.folder).mkdir(parents=True, exist_ok=True)  # where it cannot be, now and not later
     counts = [write_random_model(getattr(args, role), Path(args.folder) / role, args.layers)
               for role in ("student", "teacher")]
     print(f"{args.folder}: student with {counts[0] / 1e6:,.0f} and teacher with "

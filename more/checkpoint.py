@@ -24,7 +24,7 @@ from sample import Trajectory
 NAME = "checkpoint.safetensors"
 LOGS = ("metrics.csv", "samples.jsonl")
 SECONDS = 30  # at least so long between two checkpoints
-LAST = {}  # folder: when its last checkpoint was written, in seconds
+LAST = {}  # folder: when its training began, or its last checkpoint was written, in seconds
 
 
 # ------------------------------------------------------------------------------- a run's folder
@@ -125,7 +125,7 @@ def write_whole(path, text):
 def save(out, student, optimiser, teacher, rows, args):
     """Write the checkpoint of the step that rows end with, if the last one is old enough."""
     now = time.time()
-    if now - LAST.setdefault(out, now) < SECONDS:
+    if now - LAST[out] < SECONDS:
         return
     tensors = {"random": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -165,6 +165,7 @@ def load(out, student, optimiser, teacher, problems, args):
 
     problems: those of the run, to which the texts of the teacher belong.
     """
+    LAST[out] = time.time()  # a first step that takes minutes is kept at once
     if not (out / NAME).exists():
         return []
     try:

@@ -41,6 +41,7 @@ def merge(adapter, dtype=torch.bfloat16):
     model, _ = load_model(find_base(adapter), 16, "cpu", f"the base model of {adapter}")
     try:
         with catch_warnings():
+            filterwarnings("ignore", category=FutureWarning)  # PEFT's own calls
             filterwarnings("error", "Found missing adapter keys")  # else they are random numbers
             merged = PeftModel.from_pretrained(model.to(dtype), adapter).merge_and_unload()
         if not all(p.isfinite().all() for p in merged.parameters()):
@@ -64,9 +65,27 @@ def export(run, folder):
     try:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+        suit_older_readers(folder)
     except OSError as e:
         raise UserError(f"{folder}: cannot be written to ({type(e).__name__}); give another folder")
     return model
+
+
+def suit_older_readers(folder):
+    """Write two names as they were before transformers 5, which llama.cpp's script looks for.
+
+    Where it finds no rope_theta it takes 10,000, and the converted model says nonsense. The class
+    of a tokenizer it cannot load at all under its new name.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    if theta is not None:
+        path.write_text(json.dumps(config | {"rope_theta": theta}, indent=2), encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'),
+                    encoding="utf-8")
 
 
 def main():

@@ -137,3 +137,17 @@ def test_an_empty_folder_will_do_and_the_last_line_says_what_was_written(tmp_pat
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith(f"{tmp_path / 'merged'}: {BASE} with the adapter of {run} merged in, ")
     assert "0.7 M weights in bfloat16" in last
+
+
+def test_the_folder_says_what_older_readers_look_for(tmp_path):
+    """llama.cpp's script takes a rope_theta of 10,000 where config.json names none by itself."""
+    run, folder = make_run(tmp_path / "run"), tmp_path / "merged"
+    export(run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] != "TokenizersBackend"
+    model = AutoModelForCausalLM.from_pretrained(folder)  # and the new reader is not led astray
+    assert model.config.rope_parameters == AutoModelForCausalLM.from_pretrained(BASE).config.rope_parameters
+    theirs, ours = (AutoTokenizer.from_pretrained(name) for name in (BASE, folder))
+    text = "Mia has 12 books. Mia buys 7."
+    assert theirs(text).input_ids == ours(text).input_ids and theirs.chat_template == ours.chat_template

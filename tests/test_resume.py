@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = ["--steps", "4", "--problems", "2", "--samples", "4", "--eval-problems", "4", "--seed", "3"]
 # The same as `python train.py`, with a checkpoint after every step.
 EVERY_STEP = "from more import checkpoint; checkpoint.SECONDS = 0; import sys, train; " \
-    "from tasks import fail_in_one_line; fail_in_one_line(lambda: train.run(train.parse(sys.argv[1:])))"
+    "from more.terminal import fail_in_one_line; fail_in_one_line(lambda: train.run(train.parse(sys.argv[1:])))"
 KINDS = {
     "ovd": [],
     "suffix": ["--replace", "suffix"],
@@ -210,3 +211,24 @@ def test_a_checkpoint_holds_no_pickle(tmp_path, monkeypatch):
         run_to_the_end(tmp_path / "r")
     tensors = load_file(tmp_path / "r" / checkpoint.NAME)
     assert tensors["random"].dtype == torch.uint8 and "0.exp_avg" in tensors
+
+
+def test_a_first_step_of_minutes_is_kept_at_once(tmp_path, monkeypatch):
+    """As with a real model on a CPU: what is younger than half a minute is not kept, older is."""
+    now = [0.0]
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(time=lambda: now[0], strftime=time.strftime))
+    for seconds, kept in ((5, False), (200, True)):
+        real, out = train.update, tmp_path / f"r{seconds}"
+
+        def slow(*args, real=real, seconds=seconds):
+            if now[0]:
+                raise RuntimeError("killed in the second step")
+            now[0] = float(seconds)
+            return real(*args)
+
+        now[0] = 0.0
+        monkeypatch.setattr(train, "update", slow)
+        with pytest.raises(RuntimeError):
+            run_to_the_end(out)
+        monkeypatch.setattr(train, "update", real)
+        assert (out / checkpoint.NAME).exists() == kept

@@ -29,13 +29,14 @@ def is_server(name):
 # Names apart, they differ in nothing but these numbers.
 TINY_PAIRS = {task: dict(
     student=embedded(task, "student"), teacher=embedded(task, "teacher"), difficulty=1, lr=5e-4,
-    max_new_tokens=tokens, batch=256, micro_batch=32, chunk=0, eval_problems=500)
+    theta=5.0, max_new_tokens=tokens, batch=256, micro_batch=32, chunk=0, eval_problems=500)
     for task, tokens in (("math", 64), ("search", 32))}
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
-                lr=5e-5, max_new_tokens=512, batch=32, micro_batch=1, chunk=128, eval_problems=500)
+                lr=5e-5, theta="auto", max_new_tokens=512, batch=32, micro_batch=1, chunk=128,
+                eval_problems=500)  # the scores of a real judge sit in a band of its own
 # What a real model without a GPU was run with, see RESULTS.md: a step takes minutes.
-CPU_PAIR = HUB_PAIR | dict(difficulty=1, lr=2e-4, max_new_tokens=160, micro_batch=2,
-                           eval_problems=32)
+CPU_PAIR = HUB_PAIR | dict(difficulty=1, lr=2e-4, max_new_tokens=160, batch=64, micro_batch=4,
+                           eval_problems=50)
 
 
 def fill_in(args, small, device):
@@ -86,14 +87,14 @@ def threshold(text):
 def run_flags(description):
     """The flags of train.py: those of score.py and those of a run."""
     parser = teacher_flags(description)
-    # What is None goes by the pair: --max-new-tokens [64, search 32 | 512], --difficulty [1 | 4].
+    # What is None goes by the pair: --max-new-tokens [64, search 32 | 512], --theta [5 | auto], ...
     parser.set_defaults(problems=4, samples=8, difficulty=None, max_new_tokens=None)
     a, size = parser.add_argument, number(int, 1, 10**6)
     a("--method", choices=METHODS, default="ovd", help="see above [ovd]")
     a("--one-shot", action="store_true", help="ONE random problem is every prompt of the run")
     a("--steps", type=number(int, 0, 10**6), default=16, help="updates [16]")
-    a("--theta", type=threshold, default=5.0, help="accepted where S(y) >= theta; auto: "
-      "the cut that tells right from wrong best among the first attempts [5]")
+    a("--theta", type=threshold, help="accepted where S(y) >= theta; auto: the cut that tells "
+      "right from wrong best among the first attempts [5 | auto]")
     a("--literal", action="store_true", help="replace even by what earns no more than the attempt")
     a("--reward", choices=["outcome", "verbal"], default="outcome", help="R: is the answer right; "
       "or, where nobody knows, the teacher's own score / 9 [outcome]")

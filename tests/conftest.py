@@ -3,6 +3,7 @@ and the rule that a call which a library has deprecated is an error where this p
 
 import csv
 import json
+import os
 import runpy
 import signal
 import sys
@@ -10,7 +11,10 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each, theirs too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+import torch  # noqa: E402
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 ROOT = Path(__file__).parent.parent

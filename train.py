@@ -38,6 +38,7 @@ from more.checks import check_same_vocabulary, check_words, default_student
 from more.data import load_problems
 from more.flags import check_run_flags, fill_in, run_flags
 from more.machine import PEAKS, mark, pick_device
+from more.quick import decoder_states
 from more.safe_text import as_data
 from more.terminal import UserError, fail_in_one_line, quiet
 from ovd import accept, group_advantages, reverse_kl, tied_groups, token_logprobs, trajectory_loss
@@ -154,9 +155,9 @@ def trained_positions(model, trajectories, pad):
     ids, seen, positions = left_pad(rows, pad, model.device)  # (B, T) each
     trained, _, _ = left_pad([[0] * len(t.prompt_ids) + t.mask for t in trajectories], 0,
                              model.device)  # (B, T), 1: trained on
-    hidden = model.get_decoder()(input_ids=ids, attention_mask=seen, position_ids=positions,
-                                 use_cache=False).last_hidden_state  # (B, T, H)
-    trained = trained[:, 1:].bool()  # the token at t is predicted from the state at t - 1
+    hidden = decoder_states(model, ids, seen, positions, [t.prompt_ids for t in trajectories])
+    ids = ids[:, -hidden.shape[1]:]  # a long beginning that all prompts share has been left out
+    trained = trained[:, 1 - hidden.shape[1]:].bool()  # token t is predicted from state t - 1
     return hidden[:, :-1][trained], ids[:, 1:][trained], trained.nonzero()[:, 0]
 
 

@@ -1,6 +1,7 @@
-"""What makes sampling quick: beginnings read once, weights unpacked once, freed memory kept.
+"""What makes it quick: beginnings read once, weights unpacked once, freed memory kept.
 
-sample.py samples within quick_sampling. Without all this the same tokens come, later.
+sample.py samples within quick_sampling, and train.py reads with decoder_states. Without all this
+the same comes, later.
 
     python tests/speed.py    # how quick it is, beside transformers' generate
 """
@@ -12,8 +13,11 @@ import psutil  # which accelerate brings along
 import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
+from transformers import DynamicCache
 
 from more.machine import glibc
+
+LONG = 100  # tokens; a prompt of the embedded models is shorter, one with an example is longer
 
 
 @contextmanager
@@ -83,6 +87,28 @@ def keep_freed_memory(keep):
         glibc().mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, from which size on; glibc's maximum
         glibc().mallopt(-1, 2**31 - 1 if keep else 1 << 26)  # M_TRIM_THRESHOLD
         glibc().malloc_trim(0)
+
+
+def decoder_states(model, ids, seen, positions, prompts):
+    """Last hidden states of rows ids (B, T): (B, t, H), of the last t columns alone.
+
+    seen, positions (B, T): as of sample.left_pad. What all prompts (lists of ids) begin with is
+    read once where it is long, and its T - t columns are left out. Gradients are those of reading
+    it B times. In train mode, which is that of checkpointing, no cache is allowed: then t = T.
+    """
+    decoder, n = model.get_decoder(), len(os.path.commonprefix([p[:-1] for p in prompts]))
+    kv = None
+    if n >= LONG and len(prompts) > 1 and not decoder.training:
+        kv = DynamicCache(config=model.config)
+        prefix = torch.tensor([prompts[0][:n]], device=ids.device)  # (1, n)
+        decoder(input_ids=prefix, cache=kv, use_cache=True)
+        kv.batch_repeat_interleave(len(ids))  # keys and values for each row, with their gradients
+        # Rows end together, so what is left of the longest is what stands in columns n to T. In
+        # those of a shorter row stands the end of its prefix as well, which was read.
+        ids, positions = ids[:, n:], positions[:, n:]  # (B, t) each
+        seen = torch.cat([torch.ones_like(seen[:, :n]), (positions >= n).long()], 1)  # (B, T)
+    return decoder(input_ids=ids, attention_mask=seen, position_ids=positions, cache=kv,
+                   use_cache=kv is not None).last_hidden_state  # (B, t, H)
 
 
 def shared_prefixes(prompts):

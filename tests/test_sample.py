@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import sample
+import train
+from more import quick
 from more.checks import check_words
 from more.flags import TINY
 from more.quick import merged_lora
@@ -78,6 +81,41 @@ def gradient_norms(model, tokenizer):
     model.zero_grad()
     token_logprobs(hidden, model.get_output_embeddings().weight, targets).sum().backward()
     return {name: layer.lora_B.grad.norm().item() for name, layer in lora_layers(model).items()}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_prompts_begin_with_is_read_once_with_the_same_gradients(fresh_student, monkeypatch, same):
+    """Prompts of two lengths and attempts of all lengths, against a model that reads each row."""
+    model, tokenizer = fresh_student
+    randomise(model)  # where B is zero, A has no gradient
+    ts = sample_trajectories(model, tokenizer, [PROBLEMS[0], PROBLEMS[0 if same else 2]] * 4)
+    assert same == (len({tuple(t.prompt_ids) for t in ts}) == 1) and len({len(t.ids) for t in ts}) > 1
+
+    def read():
+        hidden, targets, row = trained_positions(model, ts, tokenizer.pad_token_id)
+        logprobs = token_logprobs(hidden, model.get_output_embeddings().weight, targets)
+        model.zero_grad()
+        (logprobs * (row + 1)).sum().backward()
+        grads = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        return logprobs.detach(), targets, row, grads
+
+    columns = []
+    real = quick.decoder_states
+    monkeypatch.setattr(
+        train, "decoder_states", lambda *a: columns.append(real(*a)) or columns[-1]
+    )
+    plain, *rest, grads = read()
+    monkeypatch.setattr(quick, "LONG", 2)
+    once, *the_same, shared = read()
+    n = len(os.path.commonprefix([t.prompt_ids[:-1] for t in ts]))
+    assert columns[1].shape[1] == columns[0].shape[1] - n and n >= 2
+    assert all(torch.equal(a, b) for a, b in zip(rest, the_same))
+    assert torch.allclose(once, plain, atol=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-3, rtol=1e-3) for a, b in zip(shared, grads))
+    assert max(g.abs().max() for g in grads) > 0.1
+    model.train()  # checkpointing allows no cache
+    read()
+    assert columns[2].shape == columns[0].shape
 
 
 def test_gradients_flow_through_4_bit_before_and_after_sampling(fresh_student):

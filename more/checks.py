@@ -14,6 +14,7 @@ from textwrap import shorten
 import huggingface_hub
 
 from more.flags import HUB_PAIR, embedded
+from more.machine import trim
 from more.terminal import UserError
 
 
@@ -54,6 +55,8 @@ def named_errors(flag, name):
         raise UserError(f"{flag} {name}: cannot be loaded ({why}); give a folder or hub name of a "
                         "causal language model in safetensors, small enough for this machine, and "
                         "see that the network is up")
+    finally:
+        trim()  # the weights were there in 16-bit before they were in 4-bit
 
 
 def check_template(tokenizer):

@@ -84,4 +84,10 @@ def return_freed_memory():
     """Have glibc give blocks of 1 MiB or more back once they are freed, or chunks pile up."""
     if glibc():
         glibc().mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+    trim()
+
+
+def trim():
+    """Have glibc give back to the system what is free now."""
+    if glibc():
         glibc().malloc_trim(0)

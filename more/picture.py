@@ -24,7 +24,7 @@ def draw_training(axes, rows, one_shot):
         axes.plot(steps, [100 * row[column] / most for row in rows], label=label, **look)
     axes.set(xlabel="update", ylim=(-2, 102),
              title="The one problem it trains on" if one_shot else "In training")
-    axes.legend(frameon=False, fontsize=11, handlelength=1.5, loc="center right")
+    axes.legend(frameon=False, fontsize=11, handlelength=1.5, loc="best")
 
 
 def draw_test(axes, result):

@@ -21,6 +21,7 @@ from more.flags import (HUB_PAIR, TINY_PAIRS, check_run_flags, embedded, fill_in
                         run_flags)
 from more.ladder import check_writable, free_bytes
 from more.machine import pick_device, pick_dtype, reset_peak
+from more.quick import LONG
 from more.terminal import UserError, fail_in_one_line, quiet
 from sample import load_student, sample_trajectories
 from tasks import problem_stream, task_stream
@@ -172,14 +173,20 @@ def scoring_bytes(args, work, teacher):
     """The larger of the teacher's writing a solution each and of its reading of attempts."""
     rows = min(16, args.batch, args.samples * args.problems)
     tokens = rows * (work.prompt + 2 * work.new + 60)  # problem, solution, attempt, instruction
-    writing = merged_bytes(work, teacher) + cache_bytes(work, teacher, min(args.batch,
-                                                                          args.problems))
+    ahead = 1 if args.one_shot else args.problems * args.steps  # solutions of all steps at once
+    writing = merged_bytes(work, teacher) + cache_bytes(work, teacher, min(args.batch, ahead))
     return max(writing, pass_bytes(work, teacher, tokens))
+
+
+def update_tokens(args, work):
+    """Tokens of a micro-batch. A long prompt is read once, where no checkpointing forbids it."""
+    prompts = 1 if work.prompt >= LONG and not args.checkpointing else args.micro_batch
+    return prompts * work.prompt + args.micro_batch * work.new
 
 
 def activation_bytes(args, work, student):
     """What the layers keep of a micro-batch for the backward pass."""
-    tokens = args.micro_batch * (work.prompt + work.new)
+    tokens = update_tokens(args, work)
     values = student.keys if args.micro_batch == 1 else student.queries  # repeated under a mask
     # Two norms (float32 in, number out), queries, keys, values, attention's output, four of the
     # MLP's.
@@ -212,8 +219,8 @@ def predict(args, student, teacher, device):
     work = work_of(args, device, real=student.vocab > 1000)
     sampling = sampling_bytes(args, work, student)
     scoring = scoring_bytes(args, work, teacher)
-    tokens = args.micro_batch * (work.prompt + work.new)
-    reading = pass_bytes(work, teacher, tokens)  # of the student's tokens, to match its logits
+    # The teacher reads the student's tokens, where its logits are matched.
+    reading = pass_bytes(work, teacher, update_tokens(args, work))
     activations = activation_bytes(args, work, student)
     phases = {method: Phases(sampling, scoring if method == "ovd" else reading, activations, loss)
               for method, loss in loss_bytes(args, work, student, teacher).items()}

@@ -168,7 +168,7 @@ def whole_number(value):
 class Server(Teacher):
     """A Teacher that is asked over HTTP. A request that fails for good leaves its trajectory
     without a score, and the reason in `why`."""
-    AT_ONCE, SECONDS = 16, 120  # requests in flight, and how long to wait for an answer
+    AT_ONCE, SECONDS = 16, 300  # requests in flight, and how long to wait for an answer
 
     def __init__(self, url, model_name, how="expected", max_new_tokens=64):
         """Asks once to find out what the server takes and gives. UserError: it is of no use."""

@@ -25,7 +25,10 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # of a bar tha
 import matplotlib.pyplot as plt
 import torch
 from cycler import cycler
+from huggingface_hub import try_to_load_from_cache
 from IPython.display import HTML, display
+
+FOLDERS = {"HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2-135m"}  # in OVD_REAL_MODELS
 
 GREYS = ["0.0", "0.45", "0.75"]  # filled areas, told apart in print
 plt.rcParams.update({
@@ -61,10 +64,27 @@ def on_gpu(command):
         print(f"skipped, there is no GPU here:\npython {command}")
         return
     env = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    env |= {"CUDA_VISIBLE_DEVICES": ASKED} if ASKED is not None else {}
+    run(command, env | ({"CUDA_VISIBLE_DEVICES": ASKED} if ASKED is not None else {}))
+
+
+def with_weights(model, command):
+    """Run one of the scripts with a hub model, where its weights are on this machine.
+
+    They are if they were downloaded before, or in the folder that OVD_REAL_MODELS names, as
+    tests/test_real.py has them. model: "OWNER/NAME"; command: as on_gpu's, with {} for the model.
+    """
+    folder = Path(os.environ.get("OVD_REAL_MODELS", "/nowhere"), FOLDERS[model])
+    if not (folder.is_dir() or try_to_load_from_cache(model, "model.safetensors")):
+        print(f"skipped, the weights are not here:\npython {command.format(model)}")
+        return
+    run(command.format(folder if folder.is_dir() else model), os.environ)
+
+
+def run(command, env):
+    """Run a script in a process of its own, and print what it prints."""
     with subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, env=env, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
-        for line in run.stdout:
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        for line in process.stdout:
             print(line, end="", flush=True)
 
 

@@ -107,8 +107,10 @@ def first_look(teacher, sampled):
     """One line on how good the teacher is, from attempts made before any training."""
     teacher.score(sampled, teacher.solve([t.problem for t in sampled]))
     teacher.written.clear()  # these are no part of what the run costs
-    print(f"the teacher on {len(sampled)} of these attempts: AUC {auc(*scores_of(sampled)):.2f} "
-          "(1: it knows right from wrong, 0.5: it guesses)")
+    right, wrong = scores_of(sampled)
+    found = (f"AUC {auc(right, wrong):.2f} (1: it knows right from wrong, 0.5: it guesses)"
+             if right and wrong else "there are not right and wrong ones to tell apart")
+    print(f"the teacher on {len(sampled)} of these attempts: {found}")
 
 
 def test_figures(sampled, greedy, task):

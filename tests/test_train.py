@@ -594,6 +594,8 @@ def test_a_first_look_at_the_teacher_costs_the_run_nothing(student, teacher, cap
     record.first_look(judge, sampled)
     assert "the teacher on 8 of these attempts: AUC" in capsys.readouterr().out
     assert not judge.written and all(t.score is not None for t in sampled)
+    record.first_look(judge, [t for t in sampled if not t.right])
+    assert "not right and wrong ones" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------- the main job

@@ -6,7 +6,7 @@ gives digit k after reading y_j, and theta a threshold:
 
     S(y_j) = sum_k k p_j(k)                        verbal score, 0 .. 9        expected_score
     a(y_j) = 1[S(y_j) >= theta]                    verbal rejection            accept
-    y'_j   = y_j if a(y_j) = 1, else the teacher's own trajectory
+    y'_j   = y_j if a(y_j) = 1, else the teacher's own trajectory, where that earns more
     A_j    = R(y'_j) - mean_i R(y_i)               group-relative advantage    group_advantages
     L      = - 1/M sum_j A_j sum_t log pi(y'_jt)   trajectory-level update     trajectory_loss
 

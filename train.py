@@ -69,8 +69,8 @@ def append_teacher(t, text, stopped, tokenizer, mask=1):
 def teacher_trajectory(solution, tokenizer):
     """y': the teacher's whole solution, as a trajectory of the student's.
 
-    It is rewarded like any other. Where the teacher's own answer is wrong, R = 0 and the update
-    leads away from it.
+    It is rewarded like any other. Where the teacher's own answer is wrong, R = 0, and the rule in
+    replace_rejected keeps it out.
     """
     t = Trajectory(solution.problem, prompt_ids(tokenizer, solution.problem), text=solution.text,
                    stopped=solution.stopped, reward=solution.reward)

@@ -20,7 +20,7 @@ FOLDER = Path(os.environ.get("OVD_REAL_MODELS", "/nowhere"))
 STUDENT, TEACHER = FOLDER / "smollm2-135m", FOLDER / "qwen2.5-coder-0.5b"
 SMALL = ["--steps", "2", "--problems", "1", "--samples", "4", "--max-new-tokens", "48", "--difficulty", "1",
          "--eval-problems", "4", "--micro-batch", "2", "--lr", "1e-4", "--student", str(STUDENT),
-         "--teacher", str(TEACHER), "--reward", "verbal"]  # by the outcome all four may tie at 0
+         "--teacher", str(TEACHER)]
 needs_models = pytest.mark.skipif(not (STUDENT.is_dir() and TEACHER.is_dir()),
                                   reason="OVD_REAL_MODELS names no folder with both models")
 
@@ -30,7 +30,8 @@ def run(tmp_path_factory):
     """The folder of a run of two steps."""
     quiet()
     out = tmp_path_factory.mktemp("real") / "r"
-    train.run(train.parse([*SMALL, "--out", str(out)]))
+    # by the outcome all four may tie at 0
+    train.run(train.parse([*SMALL, "--reward", "verbal", "--out", str(out)]))
     return out
 
 

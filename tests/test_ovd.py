@@ -1,5 +1,6 @@
 """The method on plain tensors, against hand-worked numbers, closed forms and torch's functions."""
 
+import gc
 import math
 import sys
 
@@ -213,12 +214,14 @@ def test_the_three_losses_that_are_measured_are_what_they_are_named_for():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a peak is reset on Linux only")
 def test_a_peak_is_that_of_what_was_held_since_it_was_reset():
+    """What other tests left may be given back meanwhile: so 256 MiB, and half of it as leeway."""
+    gc.collect()
     before = reset_peak("cpu")
-    big = torch.ones(2**26, dtype=torch.uint8)  # 64 MiB, written to and let go again
+    big = torch.ones(2**28, dtype=torch.uint8)  # written to and let go again
     del big
-    assert 50 * 2**20 < peak_bytes("cpu") - before < 100 * 2**20
+    assert 2**27 < peak_bytes("cpu") - before < 3 * 2**27
     again = reset_peak("cpu")
-    assert peak_bytes("cpu") - again < 10 * 2**20
+    assert peak_bytes("cpu") - again < 2**26
 
 
 def test_one_group_by_numbers_is_what_the_docstring_says(capsys):

@@ -8,8 +8,7 @@
 The pair of the last line is the default on a machine with a CUDA GPU. On any other it is the
 embedded miniature in tiny/, which runs on any laptop. The methods:
 
-    ovd      what the teacher rejects is replaced by its own trajectory, where that earns more;
-             the outcome is the reward
+    ovd      the outcome is the reward; the teacher's own replaces what it rejects, if it earns more
     judge    the teacher's score is the reward, nothing is replaced
     grpo     the outcome is the reward, no teacher
     format   reward for showing some work and then an answer, right or wrong; no teacher
@@ -255,7 +254,8 @@ def train(student, tokenizer, teacher, stream, args, out):
     rows = checkpoint.load(out, student, optimiser, teacher, prompts, args)
     if args.method in ("ovd", "judge", "sft"):
         solve_ahead(teacher, prompts, args)
-    for step in (bar := tqdm(range(len(rows) + 1, args.steps + 1), desc="training", unit="step")):
+    left = range(len(rows) + 1, args.steps + 1)
+    for step in (bar := tqdm(left, "training", args.steps, initial=len(rows), unit="step")):
         began = time.time()
         x = [p for p in prompts[(step - 1) * groups:step * groups] for _ in range(n)]  # n of each
 

@@ -26,17 +26,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 
+import more.libraries  # first of all, as it loads these quickly
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from more.checks import (check_context, check_model, check_numbers, check_template, check_words,
                          named_errors)
 from more.flags import check_sampling_flags, embedded, sampling_flags
 from more.machine import pick_device, pick_dtype
-from more.quick import quick_sampling, shared_prefixes
+from more.quick import merged_lora, roomy_cache, shared_prefixes
 from more.safe_text import as_data
 from more.terminal import fail_in_one_line, quiet
 from tasks import Problem, task_stream
@@ -156,6 +158,7 @@ def is_real(tokenizer):
     return not tokenizer or tokenizer.unk_token_id not in tokenizer.encode(r"\boxed{}")
 
 
+@cache
 def prompt_ids(tokenizer, problem):
     """Token ids of a problem's prompt, with the instruction that this model follows."""
     return chat_ids(tokenizer, problem.messages(is_real(tokenizer)))
@@ -234,23 +237,28 @@ def forward(model, ids, mask, positions, kv):
                  use_cache=True, logits_to_keep=1).logits[:, -1].float()
 
 
+def read_beginnings(model, prompts, rows, kv, pad):
+    """Of B rows, each a prompt or more, what is left to read: ids (B, t), mask (B, T), positions.
+
+    What several prompts have in common at their beginning is read here, once, into the cache kv,
+    and copied for each row. kv None: no cache is allowed, and all is left.
+    """
+    prefixes, source = shared_prefixes(prompts)
+    if kv is None or len(prefixes) == len(prompts):  # they have nothing in common
+        return left_pad(rows, pad, model.device)
+    ids, mask, positions = left_pad(prefixes, pad, model.device)  # (P, s) each
+    forward(model, ids, mask, positions, kv)
+    kv.batch_select_indices(torch.tensor(source, device=model.device))  # which prefix is whose
+    rests = [row[len(prefixes[p]):] for row, p in zip(rows, source)]
+    ids, rest, after = left_pad(rests, pad, model.device)  # (B, t) each
+    return ids, torch.cat([mask[source], rest], 1), positions[source, -1:] + 1 + after
+
+
 @torch.no_grad()
 def read_prompts(model, tokenizer, prompts):
-    """Read B prompts -> logits after each (B, V), cache, mask (B, T), last positions (B, 1).
-
-    What several have in common at their beginning is read once, and its keys and values are kept.
-    """
-    kv, pad = DynamicCache(config=model.config), tokenizer.pad_token_id
-    prefixes, source = shared_prefixes(prompts)
-    if len(prefixes) == len(prompts):  # they have nothing in common
-        ids, mask, positions = left_pad(prompts, pad, model.device)  # (B, T) each
-    else:
-        ids, mask, positions = left_pad(prefixes, pad, model.device)  # (P, t) each
-        forward(model, ids, mask, positions, kv)
-        kv.batch_select_indices(torch.tensor(source, device=model.device))  # a copy for each prompt
-        rests = [p[len(prefixes[s]):] for p, s in zip(prompts, source)]  # what is left to read
-        ids, rest, after = left_pad(rests, pad, model.device)  # (B, T - t) each
-        mask, positions = torch.cat([mask[source], rest], 1), positions[source, -1:] + 1 + after
+    """Read B prompts -> logits after each (B, V), cache, mask (B, T), last positions (B, 1)."""
+    kv = roomy_cache(model.config)
+    ids, mask, positions = read_beginnings(model, prompts, prompts, kv, tokenizer.pad_token_id)
     logits = forward(model, ids, mask, positions, kv)  # (B, V)
     check_numbers(model, logits)
     return logits, kv, mask, positions[:, -1:]
@@ -301,7 +309,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
 
 def begin(tokenizer, problem, text, author):
     """A Trajectory that holds its prompt and the forced beginning `text`, mostly ""."""
-    forced = tokenizer.encode(as_data(text, tokenizer), add_special_tokens=False)
+    forced = tokenizer.encode(as_data(text, tokenizer), add_special_tokens=False) if text else []
     t = Trajectory(problem, prompt_ids(tokenizer, problem), text=text)
     t.append(forced, [0.0] * len(forced), author, 0)
     return t
@@ -317,7 +325,7 @@ def take_turns(model, tokenizer, trajectories, temperatures, max_new_tokens, aut
     going = list(zip(trajectories, temperatures))
     while going:
         # 1. All go on, up to a stop token or to where one of them asks its environment.
-        with quick_sampling(model):
+        with merged_lora(model):
             turns = generate(model, tokenizer, [t.prompt_ids + t.ids for t, _ in going],
                              [temperature for _, temperature in going], max_new_tokens, until)
         waiting = []

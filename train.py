@@ -19,30 +19,27 @@ One run is an anecdote: python -m more.compare takes several methods through sev
 leaves metrics.csv, samples.jsonl, adapter/ and result.json in --out. The flags and their rules
 stand in more/flags.py; [a | b]: a with the embedded pair, b with the hub's on a GPU.
 """
-import os
-import time
-
-BEGAN = time.time()  # the imports below take seconds that count
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing is compiled; its compiler loads slowly
-
 import math
 import re
+import time
 from itertools import islice
+
+from more.libraries import BEGAN  # first of all, as it loads these quickly
 
 import torch
 from tqdm import tqdm
+from transformers import DynamicCache
 
 from more import adapter, checkpoint, plan, record  # what a run leaves behind, and its memory
 from more.checks import check_same_vocabulary, check_words, default_student
 from more.data import load_problems
 from more.flags import check_run_flags, fill_in, run_flags
 from more.machine import PEAKS, mark, pick_device
-from more.quick import decoder_states
 from more.safe_text import as_data
 from more.terminal import UserError, fail_in_one_line, quiet
 from ovd import accept, group_advantages, reverse_kl, tied_groups, token_logprobs, trajectory_loss
-from sample import (Trajectory, left_pad, load_student, prompt_ids, sample_trajectories,
-                    without_lora)
+from sample import (Trajectory, left_pad, load_student, prompt_ids, read_beginnings,
+                    sample_trajectories, without_lora)
 from score import load_teacher
 from tasks import INFORMATION
 
@@ -150,14 +147,17 @@ def trained_positions(model, trajectories, pad):
 
     The decoder alone is run. The vocabulary's logits are made later, a chunk of the M at a time.
     """
-    rows = [t.prompt_ids + t.ids for t in trajectories]
-    ids, seen, positions = left_pad(rows, pad, model.device)  # (B, T) each
-    trained, _, _ = left_pad([[0] * len(t.prompt_ids) + t.mask for t in trajectories], 0,
-                             model.device)  # (B, T), 1: trained on
-    hidden = decoder_states(model, ids, seen, positions, [t.prompt_ids for t in trajectories])
-    ids = ids[:, -hidden.shape[1]:]  # a long beginning that all prompts share has been left out
-    trained = trained[:, 1 - hidden.shape[1]:].bool()  # token t is predicted from state t - 1
-    return hidden[:, :-1][trained], ids[:, 1:][trained], trained.nonzero()[:, 0]
+    prompts, rows = zip(*[(t.prompt_ids, t.prompt_ids + t.ids) for t in trajectories])
+    # What prompts share is read once. Checkpointing, which is train mode, allows no cache for it.
+    kv = None if model.training else DynamicCache(config=model.config)
+    ids, seen, positions = read_beginnings(model, prompts, rows, kv, pad)  # (B, t), (B, T), (B, t)
+    hidden = model.get_decoder()(input_ids=ids, attention_mask=seen, position_ids=positions,
+                                 cache=kv, use_cache=kv is not None).last_hidden_state  # (B, t, H)
+    trained, _, _ = left_pad([t.mask for t in trajectories], 0, model.device)  # (B, n)
+    n = trained.shape[1]  # rows end together: what is trained on is in the last n columns
+    at = trained.flatten().nonzero()[:, 0]  # (M,)
+    hidden = hidden[:, -n - 1:-1].flatten(0, 1)  # (B n, H), each before the token it predicts
+    return hidden.index_select(0, at), ids[:, -n:].flatten()[at], at // n
 
 
 def policy_loss(student, part, start, args, pad):
@@ -230,7 +230,7 @@ def update(student, teacher, optimiser, batch, args, pad):
         done += len(part_logprobs)
     student.eval()
     tokens = max(1, done)  # empty texts alone leave none
-    parameters = [p for p in student.parameters() if p.requires_grad]  # A and B of each LoRALinear
+    parameters = checkpoint.trained(student)  # A and B of each LoRALinear
     for p in parameters:
         p.grad /= tokens  # the 1/M of the loss
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
@@ -247,13 +247,12 @@ def train(student, tokenizer, teacher, stream, args, out):
     groups = 1 if args.one_shot else args.problems  # copies of one problem make one large group
     n = args.problems * args.samples // groups
     prompts = list(islice(stream, args.steps * groups))  # of all steps
-    optimiser = torch.optim.AdamW((p for p in student.parameters() if p.requires_grad), lr=args.lr,
-                                  weight_decay=0.0)
+    optimiser = torch.optim.AdamW(checkpoint.trained(student), lr=args.lr, weight_decay=0.0)
     torch.manual_seed(args.seed)
     # [] at the beginning, or all steps of a run that was stopped and goes on here
     rows = checkpoint.load(out, student, optimiser, teacher, prompts, args)
     if args.method in ("ovd", "judge", "sft"):
-        solve_ahead(teacher, prompts, args)
+        record.warn_unsolved(teacher.solve(prompts), args)  # all at once, which costs no more
     left = range(len(rows) + 1, args.steps + 1)
     for step in (bar := tqdm(left, "training", args.steps, initial=len(rows), unit="step")):
         began = time.time()
@@ -284,13 +283,6 @@ def train(student, tokenizer, teacher, stream, args, out):
         checkpoint.save(out, student, optimiser, teacher, rows, args)
         record.show_step(bar, rows)
     return rows
-
-
-def solve_ahead(teacher, prompts, args):
-    """Let the teacher work out the problems of all steps at once: a pass costs no more for many."""
-    solutions = teacher.solve(prompts)  # in the loop they are only looked up
-    if args.one_shot and args.reward == "outcome" and solutions and not solutions[0].right:
-        record.warn_unsolved(solutions[0])
 
 
 def judge(y, teacher, tokenizer, args):
@@ -384,7 +376,6 @@ def run(args, test=evaluate):
         finally:  # whatever happened, what was learned is kept
             adapter.save_adapter(student, out / "adapter", base)
         after, _, greedy = test(student, tokenizer, unseen, args)
-    # What it came to, on disk and on the screen.
     result = record.result_of(args, asked, before, after, rows, teacher, PEAKS)
     result["seconds"] = time.time() - (BEGAN if test is evaluate else began)
     checkpoint.finish(out, result)

@@ -21,7 +21,6 @@ from more.flags import (HUB_PAIR, TINY_PAIRS, check_run_flags, embedded, fill_in
                         run_flags)
 from more.ladder import check_writable, free_bytes
 from more.machine import pick_device, pick_dtype, reset_peak
-from more.quick import LONG
 from more.terminal import UserError, fail_in_one_line, quiet
 from sample import load_student, sample_trajectories
 from tasks import problem_stream, task_stream
@@ -179,8 +178,11 @@ def scoring_bytes(args, work, teacher):
 
 
 def update_tokens(args, work):
-    """Tokens of a micro-batch. A long prompt is read once, where no checkpointing forbids it."""
-    prompts = 1 if work.prompt >= LONG and not args.checkpointing else args.micro_batch
+    """Tokens of a micro-batch. What prompts share is read once, but not with checkpointing."""
+    # Attempts at each problem stand together, and so do the texts that replace some of them. A
+    # prompt with an example, of 100 tokens and more, has more than half in common with any other.
+    shared = 1 if args.one_shot or work.prompt >= 100 else 2 * args.problems
+    prompts = args.micro_batch if args.checkpointing else min(args.micro_batch, shared)
     return prompts * work.prompt + args.micro_batch * work.new
 
 

@@ -1,7 +1,7 @@
-"""What makes it quick: beginnings read once, weights unpacked once, freed memory kept.
+"""What makes it quick: weights unpacked once, a cache with room to grow, beginnings read once.
 
-sample.py samples within quick_sampling, and train.py reads with decoder_states. Without all this
-the same comes, later.
+sample.py samples within merged_lora and into a roomy_cache. What the prompts of a batch begin with
+is found by shared_prefixes, see read_beginnings there. Without all this the same comes, later.
 
     python tests/speed.py    # how quick it is, beside transformers' generate
 """
@@ -14,21 +14,11 @@ import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from more.machine import glibc
+from more.machine import trim
 
-LONG = 100  # tokens; a prompt of the embedded models is shorter, one with an example is longer
-
-
-@contextmanager
-def quick_sampling(model):
-    """Inside this block a model is sampled from, and not trained."""
-    keep_freed_memory(True)
-    try:
-        with merged_lora(model):
-            yield
-    finally:
-        keep_freed_memory(False)
+ROOM = 32  # tokens that a cache has room for beyond what it holds
 
 
 @contextmanager
@@ -42,8 +32,9 @@ def merged_lora(model):
     """
     inside = {m.base for m in model.modules() if hasattr(m, "lora_A")}
     layers = [m for m in model.modules() if m not in inside and is_4bit(getattr(m, "base", m))]
-    if 2 * 4 * sum(linear_size(m) for m in layers) > psutil.virtual_memory().available:
-        layers = []
+    unpacked = 4 * sum(linear_size(m) for m in layers)  # bytes
+    if 2 * unpacked > psutil.virtual_memory().available:
+        layers, unpacked = [], 0
     for layer in layers:  # its own forward() is the class's, and comes back when this one goes
         layer.forward = partial(F.linear, weight=merged_weight(layer),
                                 bias=getattr(layer, "base", layer).bias)
@@ -52,6 +43,8 @@ def merged_lora(model):
     finally:
         for layer in layers:
             del layer.forward
+        if unpacked > 1e8:
+            trim()  # else what is freed stays with this process
 
 
 def is_4bit(layer):
@@ -76,39 +69,39 @@ def merged_weight(layer):
     return W
 
 
-def keep_freed_memory(keep):
-    """Have glibc keep freed memory for the next tensor, or give it back to the system.
+class RoomyLayer(DynamicLayer):
+    """A layer's keys and values, with room for more behind them.
 
-    While a text is sampled the cache is made anew for each token, a little longer. Large blocks
-    come from the system, and to get their pages can take as long as all the rest of a long text.
+    While a text is sampled they grow by a token at a time. DynamicLayer copies all that it holds
+    for each. Here a token is written behind the others, and all are copied when the room is full.
     """
-    if glibc():
-        glibc().mallopt(-4, 0 if keep else 65536)  # M_MMAP_MAX, blocks with pages of their own
-        glibc().mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, from which size on; glibc's maximum
-        glibc().mallopt(-1, 2**31 - 1 if keep else 1 << 26)  # M_TRIM_THRESHOLD
-        glibc().malloc_trim(0)
+    room = None  # two tensors (B, heads, more than T, D), which keys and values are the first T of
+
+    def update(self, keys, values, *args, **kwargs):
+        """Keep keys and values (B, heads, t, D) of t more tokens -> all so far (B, heads, T, D)."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        n, T = self.get_seq_length(), self.get_seq_length() + keys.shape[-2]
+        if self.room is None or self.room[0].shape[-2] < T:
+            self.room = [new.new_empty(*new.shape[:2], T + ROOM, new.shape[-1])
+                         for new in (keys, values)]
+            if n:
+                self.room[0][:, :, :n], self.room[1][:, :, :n] = self.keys, self.values
+        self.room[0][:, :, n:T], self.room[1][:, :, n:T] = keys, values
+        self.keys, self.values = (room[:, :, :T] for room in self.room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        """Keep some rows, or several copies of a row: (b,). The next token makes new room."""
+        super().batch_select_indices(indices)
+        self.room = None
 
 
-def decoder_states(model, ids, seen, positions, prompts):
-    """Last hidden states of rows ids (B, T): (B, t, H), of the last t columns alone.
-
-    seen, positions (B, T): as of sample.left_pad. What all prompts (lists of ids) begin with is
-    read once where it is long, and its T - t columns are left out. Gradients are those of reading
-    it B times. In train mode, which is that of checkpointing, no cache is allowed: then t = T.
-    """
-    decoder, n = model.get_decoder(), len(os.path.commonprefix([p[:-1] for p in prompts]))
-    kv = None
-    if n >= LONG and len(prompts) > 1 and not decoder.training:
-        kv = DynamicCache(config=model.config)
-        prefix = torch.tensor([prompts[0][:n]], device=ids.device)  # (1, n)
-        decoder(input_ids=prefix, cache=kv, use_cache=True)
-        kv.batch_repeat_interleave(len(ids))  # keys and values for each row, with their gradients
-        # Rows end together, so what is left of the longest is what stands in columns n to T. In
-        # those of a shorter row stands the end of its prefix as well, which was read.
-        ids, positions = ids[:, n:], positions[:, n:]  # (B, t) each
-        seen = torch.cat([torch.ones_like(seen[:, :n]), (positions >= n).long()], 1)  # (B, T)
-    return decoder(input_ids=ids, attention_mask=seen, position_ids=positions, cache=kv,
-                   use_cache=kv is not None).last_hidden_state  # (B, t, H)
+def roomy_cache(config):
+    """A cache to sample into. Layers that forget what is too long ago stay as they are."""
+    kv = DynamicCache(config=config)
+    kv.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in kv.layers]
+    return kv
 
 
 def shared_prefixes(prompts):

@@ -132,8 +132,11 @@ def announce(args, unseen, out):
           f"results in {out}\n")
 
 
-def warn_unsolved(solution):
-    """Say that the teacher does not solve the problem of a one-shot run."""
+def warn_unsolved(solutions, args):
+    """Where a one-shot run has a problem that the teacher does not solve, say so."""
+    if not args.one_shot or args.reward != "outcome" or not solutions or solutions[0].right:
+        return
+    solution = solutions[0]
     cut = "" if solution.stopped else " (cut off, raise --max-new-tokens)"
     print("the teacher does not solve the one problem of this run, so it has nothing better to put "
           f"in the place of an attempt; it says{cut}: {solution.text}")

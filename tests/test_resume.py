@@ -116,7 +116,7 @@ def test_a_stop_before_the_first_new_step_keeps_the_adapter(tmp_path, monkeypatc
 
     with pytest.raises(RuntimeError):
         train.run(train.parse([*SMALL, "--out", str(tmp_path / "r")]), test=stop)
-    monkeypatch.setattr(train, "solve_ahead", stop)
+    monkeypatch.setattr(record, "warn_unsolved", stop)
     with pytest.raises(RuntimeError):
         run_to_the_end(tmp_path / "r")
     kept = load_file(tmp_path / "r/adapter/adapter_model.safetensors")

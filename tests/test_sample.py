@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from bitsandbytes.nn import modules as bitsandbytes_modules
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 
 import sample
-import train
-from more import quick
 from more.checks import check_words
 from more.flags import TINY
-from more.quick import merged_lora
+from more.quick import ROOM, merged_lora, roomy_cache
 from more.safe_text import as_data
 from more.terminal import UserError
 from ovd import token_logprobs
@@ -83,13 +81,15 @@ def gradient_norms(model, tokenizer):
     return {name: layer.lora_B.grad.norm().item() for name, layer in lora_layers(model).items()}
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_what_prompts_begin_with_is_read_once_with_the_same_gradients(fresh_student, monkeypatch, same):
+@pytest.mark.parametrize("order, distinct", [([0] * 8, 1), ([0] * 3 + [5] * 5, 2), ([0, 5] * 4, 8)])
+def test_what_prompts_begin_with_is_read_once_with_the_same_gradients(
+        fresh_student, monkeypatch, order, distinct):
     """Prompts of two lengths and attempts of all lengths, against a model that reads each row."""
     model, tokenizer = fresh_student
     randomise(model)  # where B is zero, A has no gradient
-    ts = sample_trajectories(model, tokenizer, [PROBLEMS[0], PROBLEMS[0 if same else 2]] * 4)
-    assert same == (len({tuple(t.prompt_ids) for t in ts}) == 1) and len({len(t.ids) for t in ts}) > 1
+    ts = sample_trajectories(model, tokenizer, [PROBLEMS[i] for i in order])
+    ts[1].mask[0] = 0  # what is only read
+    assert len({len(t.prompt_ids) for t in ts}) == min(2, distinct) and len({len(t.ids) for t in ts}) > 1
 
     def read():
         hidden, targets, row = trained_positions(model, ts, tokenizer.pad_token_id)
@@ -99,23 +99,49 @@ def test_what_prompts_begin_with_is_read_once_with_the_same_gradients(fresh_stud
         grads = [p.grad.clone() for p in model.parameters() if p.requires_grad]
         return logprobs.detach(), targets, row, grads
 
-    columns = []
-    real = quick.decoder_states
-    monkeypatch.setattr(
-        train, "decoder_states", lambda *a: columns.append(real(*a)) or columns[-1]
-    )
+    seen = []  # (rows, tokens) of each forward pass of the decoder
+    model.get_decoder().register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    once, targets, row, shared = read()
+    longest, attempt = max(len(t.prompt_ids + t.ids) for t in ts), max(len(t.ids) for t in ts)
+    if distinct < 8:  # a token of each prompt is left for the second pass
+        assert seen == [(distinct, max(len(t.prompt_ids) for t in ts) - 1), (8, attempt + 1)]
+    else:  # neighbours have too little in common
+        assert seen == [(8, longest)]
+    monkeypatch.setattr(sample, "shared_prefixes", lambda prompts: (prompts, range(len(prompts))))
     plain, *rest, grads = read()
-    monkeypatch.setattr(quick, "LONG", 2)
-    once, *the_same, shared = read()
-    n = len(os.path.commonprefix([t.prompt_ids[:-1] for t in ts]))
-    assert columns[1].shape[1] == columns[0].shape[1] - n and n >= 2
-    assert all(torch.equal(a, b) for a, b in zip(rest, the_same))
+    assert seen[-1] == (8, longest)
+    expected = [(i, b) for b, t in enumerate(ts) for i, m in zip(t.ids, t.mask) if m]
+    assert list(zip(targets.tolist(), row.tolist())) == expected
+    assert all(torch.equal(a, b) for a, b in zip(rest, (targets, row)))
     assert torch.allclose(once, plain, atol=1e-4)
     assert all(torch.allclose(a, b, atol=1e-3, rtol=1e-3) for a, b in zip(shared, grads))
     assert max(g.abs().max() for g in grads) > 0.1
+    monkeypatch.undo()
     model.train()  # checkpointing allows no cache
     read()
-    assert columns[2].shape == columns[0].shape
+    assert seen[-1] == (8, longest) and seen[-2] == (8, longest)
+
+
+def test_a_cache_with_room_holds_what_a_cache_without_holds(student):
+    """Against transformers' own, through growth beyond its room, copies of rows and rows that go."""
+    ours, theirs = roomy_cache(student[0].config), DynamicCache(config=student[0].config)
+    kept = []
+    for length, rows in ((5, [0, 0, 1]), (1, None), (1, [2, 1, 0]), (ROOM, None), (3, [1]), (1, None)):
+        batch = 2 if not kept else len(kept[-1])
+        keys, values = torch.randn(2, batch, 4, length, 32)
+        for cache in (ours, theirs):
+            kept.append(cache.update(keys, values, 0)[0])
+        for a, b in zip(*([x.keys, x.values] for x in (ours.layers[0], theirs.layers[0]))):
+            assert torch.equal(a, b)
+        assert torch.equal(kept[-2], kept[-1]) and ours.get_seq_length() == theirs.get_seq_length()
+        if rows:
+            for cache in (ours, theirs):
+                cache.batch_select_indices(torch.tensor(rows))
+            kept[-1] = kept[-1][rows]
+    before = ours.layers[0].keys
+    ours.update(*torch.randn(2, 1, 4, 1, 32), 0)
+    assert ours.layers[0].keys.data_ptr() == before.data_ptr()  # written behind, nothing was copied
 
 
 def test_gradients_flow_through_4_bit_before_and_after_sampling(fresh_student):

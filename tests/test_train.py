@@ -549,9 +549,10 @@ def test_the_one_problem_that_the_teacher_cannot_solve_is_said_so(capsys):
 
     for answer, one_shot, said in (("2", True, 1), ("1", True, 0), ("2", False, 0)):
         args = Namespace(one_shot=one_shot, reward="outcome")
-        train.solve_ahead(Wrong(), [Problem("?", answer)] * 2, args)
+        record.warn_unsolved(Wrong().solve([Problem("?", answer)] * 2), args)
         assert capsys.readouterr().out.count("it says: It is 7.") == said
-    train.solve_ahead(Wrong(), [Problem("cut off", "2")], Namespace(one_shot=True, reward="outcome"))
+    args = Namespace(one_shot=True, reward="outcome")
+    record.warn_unsolved(Wrong().solve([Problem("cut off", "2")]), args)
     assert "says (cut off, raise --max-new-tokens): It is 7." in capsys.readouterr().out
 
 

@@ -5,8 +5,9 @@
 
 1. A step of train.py --method judge beside one of TRL's GRPOTrainer: the embedded pair, NF4, LoRA
    of r = 8, 4 problems x 8 samples, 64 tokens. The teacher has solved all problems before step 1.
-2. Tokens a second of sample.generate with merged weights, beside transformers' model.generate with
-   the adapter beside the weights, as TRL samples, and with merged weights too. Batches of 32.
+2. Tokens a second of sample.generate in 4-bit with merged weights, beside transformers'
+   model.generate with the adapter beside the weights, as TRL samples, and with merged weights too;
+   and both in 16-bit, with the adapter beside the weights. Batches of 32.
 3. Milliseconds a trajectory for several batches and lengths. Stop tokens are ruled out.
 A ratio is of medians (least..greatest of neighbours). Threads: OMP_NUM_THREADS, or else one.
 """
@@ -113,20 +114,27 @@ def sample_theirs(model, tokenizer, prompts, tokens, stops):
 
 def compare_sampling(args, model, tokenizer, prompts, stops):
     """Part 2. Returns what it came to, in words."""
-    rates, what = {"ours": [], "theirs": [], "theirs merged": []}, (model, tokenizer, prompts[:32])
-    for i, name in enumerate(tqdm(list(rates) * 6, desc="2. sampling", unit="run")):
-        torch.manual_seed(i // 3)
+    wide, _, _ = load_student(args.student, 16, pick_device())  # which no merging concerns
+    ways = {"ours": (generate, model), "ours in 16-bit": (generate, wide),
+            "theirs": (sample_theirs, model), "theirs merged": (sample_theirs, model),
+            "theirs in 16-bit": (sample_theirs, wide)}
+    rates = {name: [] for name in ways}
+    for i, name in enumerate(tqdm(list(ways) * (args.repeats + 1), desc="2. sampling", unit="run")):
+        torch.manual_seed(i // len(ways))
+        sampler, what = ways[name][0], (ways[name][1], tokenizer, prompts[:32])
         began = time.perf_counter()
-        with nullcontext() if name == "theirs" else merged_lora(model):  # merging takes time too
-            if name == "ours":
+        with nullcontext() if name == "theirs" else merged_lora(what[0]):  # to merge takes time too
+            if sampler is generate:
                 tokens = sum(len(ids) for ids, _ in generate(*what, 1.0, args.max_new_tokens))
             else:
                 tokens = sample_theirs(*what, args.max_new_tokens, stops)
         rates[name].append(round(tokens / (time.perf_counter() - began)))
     print("2. tokens a second (the first of each only warms up):", rates)
-    ours, beside, merged = (rate[1:] for rate in rates.values())
-    return (f"{median(ours)} tokens a second are sampled, {ratio_of(ours, beside)} times as many "
-            f"as by model.generate, or {ratio_of(ours, merged)} times if that merges too")
+    ours, ours_16, beside, merged, theirs_16 = (rate[1:] for rate in rates.values())
+    return (f"{median(ours)} tokens a second are sampled in 4-bit, {ratio_of(ours, beside)} times "
+            f"as many as by model.generate, or {ratio_of(ours, merged)} times if that merges too, "
+            f"{ratio_of(ours, ours_16)} times as many as in 16-bit, and {ratio_of(ours, theirs_16)} "
+            f"times as many as by model.generate in 16-bit")
 
 
 def measure_growth(args, model, tokenizer, prompts, stops):
@@ -156,7 +164,7 @@ def main():
     a("--parts", nargs="+", type=int, choices=[1, 2, 3], default=[1, 2, 3], help="which [all]")
     a("--student", default=STUDENT, help="of parts 2 and 3, a folder or hub name [the embedded]")
     a("--max-new-tokens", type=size, default=64, help="of part 2, at most [%(default)s]")
-    a("--repeats", type=size, default=3, help="turns of parts 1 and 3 [%(default)s]")
+    a("--repeats", type=size, default=3, help="turns of each part [%(default)s]")
     args = parser.parse_args()
     quiet()
     said = [compare_training(args)] if 1 in args.parts else []

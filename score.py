@@ -98,7 +98,7 @@ def score_probs(model, tokenizer, prompts, batch=16):
     """The ten probabilities after each prompt (a list of ids): (B, 10), float32, on the CPU.
 
     All prompts about one problem begin alike, with the problem and the teacher's own solution.
-    What they share is read once, see sample.read_prompts.
+    What they share is read once, see sample.read_beginnings.
     """
     digits, begin = digit_ids(tokenizer)  # (10, forms), tokens
     rows = []

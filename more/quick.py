@@ -79,14 +79,14 @@ class RoomyLayer(DynamicLayer):
 
     def update(self, keys, values, *args, **kwargs):
         """Keep keys and values (B, heads, t, D) of t more tokens -> all so far (B, heads, T, D)."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-        n, T = self.get_seq_length(), self.get_seq_length() + keys.shape[-2]
+        n = self.get_seq_length()
+        if not n:  # prompts: rows are picked from them next, and that drops any room
+            return super().update(keys, values)
+        T = n + keys.shape[-2]
         if self.room is None or self.room[0].shape[-2] < T:
             self.room = [new.new_empty(*new.shape[:2], T + ROOM, new.shape[-1])
                          for new in (keys, values)]
-            if n:
-                self.room[0][:, :, :n], self.room[1][:, :, :n] = self.keys, self.values
+            self.room[0][:, :, :n], self.room[1][:, :, :n] = self.keys, self.values
         self.room[0][:, :, n:T], self.room[1][:, :, n:T] = keys, values
         self.keys, self.values = (room[:, :, :T] for room in self.room)
         return self.keys, self.values

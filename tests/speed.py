@@ -115,16 +115,16 @@ def sample_theirs(model, tokenizer, prompts, tokens, stops):
 def compare_sampling(args, model, tokenizer, prompts, stops):
     """Part 2. Returns what it came to, in words."""
     wide, _, _ = load_student(args.student, 16, pick_device())  # which no merging concerns
-    ways = {"ours": (generate, model), "ours in 16-bit": (generate, wide),
-            "theirs": (sample_theirs, model), "theirs merged": (sample_theirs, model),
-            "theirs in 16-bit": (sample_theirs, wide)}
-    rates = {name: [] for name in ways}
-    for i, name in enumerate(tqdm(list(ways) * (args.repeats + 1), desc="2. sampling", unit="run")):
-        torch.manual_seed(i // len(ways))
-        sampler, what = ways[name][0], (ways[name][1], tokenizer, prompts[:32])
+    models = {"ours": model, "ours in 16-bit": wide, "theirs": model, "theirs merged": model,
+              "theirs in 16-bit": wide}
+    rates = {name: [] for name in models}
+    turns = list(models) * (args.repeats + 1)
+    for i, name in enumerate(tqdm(turns, desc="2. sampling", unit="run")):
+        torch.manual_seed(i // len(models))
+        what = (models[name], tokenizer, prompts[:32])
         began = time.perf_counter()
         with nullcontext() if name == "theirs" else merged_lora(what[0]):  # to merge takes time too
-            if sampler is generate:
+            if name.startswith("ours"):
                 tokens = sum(len(ids) for ids, _ in generate(*what, 1.0, args.max_new_tokens))
             else:
                 tokens = sample_theirs(*what, args.max_new_tokens, stops)
@@ -133,8 +133,8 @@ def compare_sampling(args, model, tokenizer, prompts, stops):
     ours, ours_16, beside, merged, theirs_16 = (rate[1:] for rate in rates.values())
     return (f"{median(ours)} tokens a second are sampled in 4-bit, {ratio_of(ours, beside)} times "
             f"as many as by model.generate, or {ratio_of(ours, merged)} times if that merges too, "
-            f"{ratio_of(ours, ours_16)} times as many as in 16-bit, and {ratio_of(ours, theirs_16)} "
-            f"times as many as by model.generate in 16-bit")
+            f"{ratio_of(ours, ours_16)} times as many as in 16-bit, and "
+            f"{ratio_of(ours, theirs_16)} times as many as by model.generate in 16-bit")
 
 
 def measure_growth(args, model, tokenizer, prompts, stops):

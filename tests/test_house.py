@@ -3,6 +3,7 @@
 import ast
 import io
 import runpy
+import subprocess
 import sys
 import tokenize
 import warnings
@@ -52,6 +53,17 @@ def at_the_top(path):
             for module, names in imports_of(node).items():
                 found |= {f"more.{n}" for n in names} if module == "more" else {module}
     return {m for m in found if m.split(".")[0] in {*SCRIPTS, "more"}}
+
+
+def test_what_is_loaded_is_not_searched_for_garbage_and_all_later_is():
+    loaded = "import gc, train; print(gc.isenabled(), gc.get_freeze_count())"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
+    enabled, frozen = done.stdout.split()
+    assert enabled == "True" and int(frozen) > 100_000
+    for path in (ROOT / "sample.py", ROOT / "train.py"):  # before what it is to load
+        names = [line.split()[1] for line in path.read_text().splitlines()
+                 if line.startswith(("import ", "from "))]
+        assert names.index("more.libraries") < names.index("torch")
 
 
 @five

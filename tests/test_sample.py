@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from itertools import islice
 from pathlib import Path

@@ -112,7 +112,7 @@ class Work(NamedTuple):
     four_bit: bool   # a layer is unpacked before it is used
     prompt: int      # tokens of a prompt
     new: int         # tokens of a trajectory, which is taken to run to --max-new-tokens
-    copies: int      # how often a cache is in memory: it grows by being copied
+    copies: int      # how often a cache is in memory: at times it is copied whole
 
 
 def work_of(args, device, real=True):

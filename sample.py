@@ -23,11 +23,10 @@ import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 
 import more.libraries  # first of all, as it loads these quickly
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -158,7 +157,7 @@ def is_real(tokenizer):
     return not tokenizer or tokenizer.unk_token_id not in tokenizer.encode(r"\boxed{}")
 
 
-@cache
+@lru_cache(maxsize=1024)  # those of a test, which comes twice
 def prompt_ids(tokenizer, problem):
     """Token ids of a problem's prompt, with the instruction that this model follows."""
     return chat_ids(tokenizer, problem.messages(is_real(tokenizer)))

@@ -25,7 +25,6 @@ import time
 from itertools import islice
 
 from more.libraries import BEGAN  # first of all, as it loads these quickly
-
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache
@@ -147,7 +146,8 @@ def trained_positions(model, trajectories, pad):
 
     The decoder alone is run. The vocabulary's logits are made later, a chunk of the M at a time.
     """
-    prompts, rows = zip(*[(t.prompt_ids, t.prompt_ids + t.ids) for t in trajectories])
+    prompts = [t.prompt_ids for t in trajectories]
+    rows = [t.prompt_ids + t.ids for t in trajectories]
     # What prompts share is read once. Checkpointing, which is train mode, allows no cache for it.
     kv = None if model.training else DynamicCache(config=model.config)
     ids, seen, positions = read_beginnings(model, prompts, rows, kv, pad)  # (B, t), (B, T), (B, t)
@@ -252,7 +252,8 @@ def train(student, tokenizer, teacher, stream, args, out):
     # [] at the beginning, or all steps of a run that was stopped and goes on here
     rows = checkpoint.load(out, student, optimiser, teacher, prompts, args)
     if args.method in ("ovd", "judge", "sft"):
-        record.warn_unsolved(teacher.solve(prompts), args)  # all at once, which costs no more
+        solutions = teacher.solve(prompts)  # all at once costs no more; below they are looked up
+        record.warn_unsolved(solutions, args)
     left = range(len(rows) + 1, args.steps + 1)
     for step in (bar := tqdm(left, "training", args.steps, initial=len(rows), unit="step")):
         began = time.time()

@@ -30,6 +30,7 @@ import more.libraries  # first of all, as it loads these quickly
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from bitsandbytes.nn import Linear4bit
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -63,6 +64,11 @@ def load_model(name, bits, device, flag="--student"):
             use_safetensors=True,  # a pickle could run code
             local_files_only=local)
     check_model(model, tokenizer, report["missing_keys"], flag, name)
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            # On a CPU that has AVX512-BF16 it would repack its weights as soon as it runs without
+            # gradients, as in sampling, and no gradient passes through it from then on.
+            layer.support_avx512bf16_for_cpu = False
     if tokenizer.pad_token_id is None:
         # A filler under a mask of zeros. What is trained is told by a trajectory's own length and
         # never by comparing ids with this one, so a stop token that doubles as padding still is.
@@ -84,7 +90,6 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(r, base.in_features, **at))   # (r, in)
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, **at))  # (out, r)
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as PEFT does
-        self.train()
 
     def forward(self, x):
         """x (..., in) -> y (..., out)."""
@@ -93,14 +98,6 @@ class LoRALinear(nn.Module):
             return y
         A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # learn in float32, multiply in x's
         return y + F.linear(self.scale * F.linear(x, A), B)  # scaled where it is thin
-
-    def train(self, mode=True):
-        """Stay in train mode, whatever the model does.
-
-        On CPUs with AVX512-BF16 bitsandbytes repacks a 4-bit layer that runs in eval mode without
-        gradients, as it would when sampled from, and no gradient passes through it from then on.
-        """
-        return super().train(True)
 
 
 def add_lora(model, r=8, alpha=16):

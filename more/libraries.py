@@ -9,12 +9,15 @@ here is compiled.
     python -X importtime more/libraries.py    # what takes how long
 """
 import gc
+import logging
 import os
 import time
 from importlib import import_module
 
 BEGAN = time.time()  # a run counts its seconds from here: loading is part of them
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# It warns of a kernel that it misses on some CPUs, for a layout of weights that is not used here.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 gc.disable()
 for name in ("torch", "transformers.modeling_utils", "bitsandbytes"):
     import_module(name)

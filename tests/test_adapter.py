@@ -61,9 +61,6 @@ def test_adapter_round_trips_through_peft(trained):
     assert all(p.requires_grad == ("lora_" in name) for name, p in again.named_parameters())
     plain, _ = load_model(TINY / "student", 4, "cpu")
     theirs = peft.PeftModel.from_pretrained(plain, folder)
-    for module in theirs.modules():  # see LoRALinear.train
-        if type(module).__name__ == "Linear4bit":
-            module.train()
     assert torch.allclose(logits_of(theirs, tokenizer), expected, atol=1e-4)
 
 

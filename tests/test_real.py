@@ -51,9 +51,6 @@ def test_its_adapter_opens_in_peft_with_the_same_logits(run):
     assert base == str(STUDENT) and is_real(tokenizer)
     plain, _ = load_model(STUDENT, 4, "cpu")
     theirs = peft.PeftModel.from_pretrained(plain, run / "adapter")
-    for module in theirs.modules():  # see LoRALinear.train
-        if type(module).__name__ == "Linear4bit":
-            module.train()
     with torch.no_grad():
         logits = model(input_ids=ids).logits  # (1, T, V)
         assert torch.allclose(theirs(input_ids=ids).logits, logits, atol=1e-3)

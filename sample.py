@@ -38,7 +38,7 @@ from more.checks import (check_context, check_model, check_numbers, check_templa
                          named_errors)
 from more.flags import check_sampling_flags, embedded, sampling_flags
 from more.machine import pick_device, pick_dtype
-from more.quick import merged_lora, roomy_cache, shared_prefixes
+from more.quick import roomy_cache, shared_prefixes, unpacked
 from more.safe_text import as_data
 from more.terminal import fail_in_one_line, quiet
 from tasks import Problem, task_stream
@@ -50,14 +50,15 @@ def load_model(name, bits, device, flag="--student"):
 
     Raises UserError, naming `flag`, for what is missing, half-written, unreachable or unfit.
     """
-    dtype = pick_dtype(device, bits)  # of what is computed: 4-bit weights are unpacked to it
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype,
-                             bnb_4bit_quant_type="nf4",  # 16 levels that suit a normal distribution
-                             bnb_4bit_use_double_quant=True)  # the scales are quantised as well
     with named_errors(flag, name) as local:  # what is at hand, where the hub does not answer
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left",  # rows end together
                                                   local_files_only=local)
         check_template(tokenizer)
+        dtype = pick_dtype(device, is_real(tokenizer))  # of what is computed, in 4-bit too
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_type="nf4",  # 16 levels that suit a normal distribution
+            bnb_4bit_use_double_quant=True)  # the scales are quantised as well
         model, report = AutoModelForCausalLM.from_pretrained(
             name, quantization_config=nf4 if bits == 4 else None, dtype=dtype,
             device_map={"": device}, output_loading_info=True,
@@ -321,7 +322,7 @@ def take_turns(model, tokenizer, trajectories, temperatures, max_new_tokens, aut
     going = list(zip(trajectories, temperatures))
     while going:
         # 1. All go on, up to a stop token or to where one of them asks its environment.
-        with merged_lora(model):
+        with unpacked(model, merge=True):
             turns = generate(model, tokenizer, [t.prompt_ids + t.ids for t, _ in going],
                              [temperature for _, temperature in going], max_new_tokens, until)
         waiting = []

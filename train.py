@@ -34,6 +34,7 @@ from more.checks import check_same_vocabulary, check_words, default_student
 from more.data import load_problems
 from more.flags import check_run_flags, fill_in, run_flags
 from more.machine import PEAKS, mark, pick_device
+from more.quick import unpacked
 from more.safe_text import as_data
 from more.terminal import UserError, fail_in_one_line, quiet
 from ovd import accept, group_advantages, reverse_kl, tied_groups, token_logprobs, trajectory_loss
@@ -274,7 +275,8 @@ def train(student, tokenizer, teacher, stream, args, out):
         # 4. Update: A_j = R(y'_j) - mean_i R(y_i), and a step on L = -1/M sum_j A_j log pi(y'_j).
         tied = give_advantages(y, y_new, groups, args)
         batch = [t for t in y + y_new if t and t.advantage is not None]  # what the update trains on
-        figures = update(student, teacher, optimiser, batch, args, tokenizer.pad_token_id)
+        with unpacked(student):
+            figures = update(student, teacher, optimiser, batch, args, tokenizer.pad_token_id)
         mark("update")
 
         rows.append({"step": step, **record.step_figures(y, y_new, batch, tied, args), **figures,
@@ -371,7 +373,7 @@ def run(args, test=evaluate):
         before, sampled, _ = test(student, tokenizer, unseen, args)
         print(f"before: {before['pass_at_1']:.1%} right sampled, {before['greedy']:.1%} greedy")
         if args.method in ("ovd", "judge"):
-            record.first_look(teacher, sampled[:min(64, max(8, len(unseen) // 4))])
+            record.first_look(teacher, sampled[:min(32, max(8, len(unseen) // 4))])
         try:
             rows = train(student, tokenizer, teacher, stream, args, out)
         finally:  # whatever happened, what was learned is kept

@@ -18,10 +18,14 @@ def pick_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def pick_dtype(device, bits):
-    """The type to compute in: float32 on a CPU, or in 16-bit the bfloat16 that some CPUs have."""
+def pick_dtype(device, real):
+    """The type to compute in. real: a model that was raised elsewhere, see sample.is_real.
+
+    On a CPU that computes in bfloat16 real models do. The embedded ones are small enough to stay in
+    float32, and so they learn the same on every CPU.
+    """
     if device == "cpu":
-        return torch.bfloat16 if bits == 16 and has_bfloat16() else torch.float32
+        return torch.bfloat16 if real and has_bfloat16() else torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 

@@ -110,6 +110,7 @@ class Work(NamedTuple):
     """What the flags ask of a model, counted in tokens and in bytes a number."""
     number: int      # bytes of a number when computing
     four_bit: bool   # a layer is unpacked before it is used
+    unpacks: bool    # a CPU unpacks all of them, for as long as it samples or updates
     prompt: int      # tokens of a prompt
     new: int         # tokens of a trajectory, which is taken to run to --max-new-tokens
     copies: int      # how often a cache is in memory: at times it is copied whole
@@ -122,9 +123,9 @@ def work_of(args, device, real=True):
     problems = islice(task_stream(args.task, 0, args.difficulty), 9)
     words = mean(sum(len(m["content"].split()) for m in p.messages(real)) for p in problems)
     words += (turns - 1) * (300 if args.corpus else 25)  # what the environment says
+    number = pick_dtype(device, real).itemsize if device == "cpu" else 2
     # On a CPU what the old copies of a cache held is not given back.
-    number = torch.finfo(pick_dtype(device, args.bits)).bits // 8 if device == "cpu" else 2
-    return Work(number, four_bit, 2 * words,  # 2 tokens a word
+    return Work(number, four_bit, four_bit and device == "cpu", 2 * words,  # 2 tokens a word
                 turns * args.max_new_tokens, 4 if device == "cpu" else 2)
 
 
@@ -134,9 +135,9 @@ def pass_bytes(work, sizes, tokens, adapters=0):
     return work.number * (tokens * ((3 + adapters) * sizes.mlp + 2 * sizes.hidden) + unpacked)
 
 
-def merged_bytes(work, sizes):
-    """What a CPU unpacks of 4-bit weights for as long as it samples, see more/quick.py."""
-    return 4 * sizes.linear_weights() if work.four_bit and work.number == 4 else 0
+def unpacked_bytes(work, sizes):
+    """What a CPU unpacks of 4-bit weights for as long as it needs them, see more/quick.py."""
+    return work.unpacks * work.number * sizes.linear_weights()
 
 
 def cache_bytes(work, sizes, rows):
@@ -164,7 +165,7 @@ def sampling_bytes(args, work, student):
     logits = args.batch * student.vocab * (work.number + 12)
     # A prompt is read once, and at least two attempts share it: in a test one sampled, one greedy.
     prompts = pass_bytes(work, student, (args.batch + 1) // 2 * work.prompt, 1)
-    return (merged_bytes(work, student) + cache_bytes(work, student, args.batch)
+    return (unpacked_bytes(work, student) + cache_bytes(work, student, args.batch)
             + max(prompts, logits))
 
 
@@ -173,7 +174,7 @@ def scoring_bytes(args, work, teacher):
     rows = min(16, args.batch, args.samples * args.problems)
     tokens = rows * (work.prompt + 2 * work.new + 60)  # problem, solution, attempt, instruction
     ahead = 1 if args.one_shot else args.problems * args.steps  # solutions of all steps at once
-    writing = merged_bytes(work, teacher) + cache_bytes(work, teacher, min(args.batch, ahead))
+    writing = unpacked_bytes(work, teacher) + cache_bytes(work, teacher, min(args.batch, ahead))
     return max(writing, pass_bytes(work, teacher, tokens))
 
 
@@ -196,7 +197,8 @@ def activation_bytes(args, work, student):
              + work.number * (2 * student.queries + 2 * values + 4 * student.mlp))
     inputs = student.hidden * work.number * (student.layers if args.checkpointing else 1)
     layers = 1 if args.checkpointing else student.layers
-    return tokens * (layers * layer + inputs) + pass_bytes(work, student, tokens, 1)
+    return (unpacked_bytes(work, student) + tokens * (layers * layer + inputs)
+            + pass_bytes(work, student, tokens, 1))
 
 
 def loss_bytes(args, work, student, teacher):

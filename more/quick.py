@@ -1,7 +1,8 @@
 """What makes it quick: weights unpacked once, a cache with room to grow, beginnings read once.
 
-sample.py samples within merged_lora and into a roomy_cache. What the prompts of a batch begin with
-is found by shared_prefixes, see read_beginnings there. Without all this the same comes, later.
+sample.py samples and train.py updates within unpacked; a roomy_cache is what is sampled into. What
+the prompts of a batch begin with is found by shared_prefixes, see sample.read_beginnings. Without
+all this the same comes, later.
 
     python tests/speed.py    # how quick it is, beside transformers' generate
 """
@@ -22,28 +23,32 @@ ROOM = 32  # tokens that a cache has room for beyond what it holds
 
 
 @contextmanager
-def merged_lora(model):
-    """Inside this block each 4-bit layer is one float32 matrix: W, or W + B (alpha / r) A.
+def unpacked(model, merge=False):
+    """Inside this block each 4-bit layer is one matrix, unpacked once: W, or W + B (alpha / r) A.
 
-    Many tokens are sampled between two updates, and to unpack W for each takes longer than to use
-    it. Only on a CPU, which computes 4-bit layers in float32, and where there is memory for twice
-    that. Rounded to 16 bits the sum would be another policy than the one that is trained, and a
-    GPU's memory is what 4-bit is for.
+    To unpack W takes as long as to use it for a few tokens, and in sampling it would be done for
+    each. Only on a CPU, and where there is memory for twice that: a GPU's is what 4-bit is for.
+
+    merge: with its adapter added, where all is computed in float32. Rounded to 16 bits the sum
+    would be another policy than the one that is trained. There is no gradient in it.
     """
-    inside = {m.base for m in model.modules() if hasattr(m, "lora_A")}
-    layers = [m for m in model.modules() if m not in inside and is_4bit(getattr(m, "base", m))]
-    unpacked = 4 * sum(linear_size(m) for m in layers)  # bytes
-    if 2 * unpacked > psutil.virtual_memory().available:
-        layers, unpacked = [], 0
-    for layer in layers:  # its own forward() is the class's, and comes back when this one goes
-        layer.forward = partial(F.linear, weight=merged_weight(layer),
+    layers = [m for m in model.modules() if is_4bit(m)]
+    around = {m.base: m for m in model.modules() if merge and hasattr(m, "lora_A")
+              and is_4bit(m.base) and m.base.weight.quant_state.dtype == torch.float32}
+    size = sum(m.in_features * m.out_features * m.weight.quant_state.dtype.itemsize
+               for m in layers)  # bytes
+    if 2 * size > psutil.virtual_memory().available:
+        layers, size = [], 0
+    replaced = [around.get(layer, layer) for layer in layers]
+    for layer in replaced:  # its own forward() is the class's, and comes back when this one goes
+        layer.forward = partial(F.linear, weight=matrix(layer),
                                 bias=getattr(layer, "base", layer).bias)
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in replaced:
             del layer.forward
-        if unpacked > 1e8:
+        if size > 1e8:
             trim()  # else what is freed stays with this process
 
 
@@ -53,15 +58,9 @@ def is_4bit(layer):
     return hasattr(weight, "quant_state") and weight.device.type == "cpu"
 
 
-def linear_size(layer):
-    """How many weights its matrix has."""
-    base = getattr(layer, "base", layer)
-    return base.in_features * base.out_features
-
-
 @torch.no_grad()
-def merged_weight(layer):
-    """W of a 4-bit layer, with its adapter added where it has one: (out, in), float32."""
+def matrix(layer):
+    """W of a 4-bit layer, or of a LoRALinear around it, with its adapter added: (out, in)."""
     weight = getattr(layer, "base", layer).weight
     W = dequantize_4bit(weight.data, weight.quant_state)  # (out, in)
     if hasattr(layer, "lora_A"):

@@ -29,7 +29,7 @@ import train
 from more.flags import embedded
 from more.judge import as_reward
 from more.machine import pick_device
-from more.quick import merged_lora
+from more.quick import unpacked
 from more.terminal import fail_in_one_line, make_parser, number, quiet
 from sample import generate, load_student, prompt_ids
 from score import load_teacher
@@ -123,7 +123,8 @@ def compare_sampling(args, model, tokenizer, prompts, stops):
         torch.manual_seed(i // len(models))
         what = (models[name], tokenizer, prompts[:32])
         began = time.perf_counter()
-        with nullcontext() if name == "theirs" else merged_lora(what[0]):  # to merge takes time too
+        # to merge takes time too
+        with nullcontext() if name == "theirs" else unpacked(what[0], merge=True):
             if name.startswith("ours"):
                 tokens = sum(len(ids) for ids, _ in generate(*what, 1.0, args.max_new_tokens))
             else:
@@ -145,7 +146,7 @@ def measure_growth(args, model, tokenizer, prompts, stops):
     cells = {(n, k): [] for n in SAMPLES for k in TOKENS}
     for n, k in tqdm(list(cells) * args.repeats, desc="3. growth", unit="cell"):
         began = time.perf_counter()
-        with merged_lora(model):
+        with unpacked(model, merge=True):
             assert all(len(ids) == k for ids, _ in generate(model, tokenizer, prompts[:n], 1.0, k))
         cells[n, k].append(1000 * (time.perf_counter() - began) / n)
     print("3. ms a trajectory" + "".join(f"{k:6} tokens" for k in TOKENS))

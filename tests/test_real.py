@@ -11,6 +11,7 @@ import torch
 from conftest import rows_of, samples_of
 
 import train
+from more import machine
 from more.terminal import UserError, quiet
 from sample import is_real, load_model, load_student, prompt_ids
 from tasks import Problem
@@ -37,14 +38,15 @@ def run(tmp_path_factory):
 
 @needs_models
 def test_what_is_trained_is_what_was_sampled(run):
-    rows = rows_of(run)
-    assert len(rows) == 2 and all(abs(float(row["logprob_gap"])) < 1e-3 for row in rows)
+    rows, rounding = rows_of(run), 0.1 if machine.has_bfloat16() else 1e-3  # mean over the tokens
+    assert len(rows) == 2 and all(abs(float(row["logprob_gap"])) < rounding for row in rows)
     assert all(float(row["scored"]) == 1 and float(row["grad_norm"]) > 0 for row in rows)
     assert len(samples_of(run)) == 8
 
 
 @needs_models
-def test_its_adapter_opens_in_peft_with_the_same_logits(run):
+def test_its_adapter_opens_in_peft_with_the_same_logits(run, monkeypatch):
+    monkeypatch.setattr(machine, "has_bfloat16", lambda: False)  # in float32 equal means equal
     peft = pytest.importorskip("peft", reason="pip install -r tests/requirements.txt")
     model, tokenizer, base = load_student(run / "adapter", 4, "cpu")
     ids = torch.tensor([prompt_ids(tokenizer, Problem("Mia has 3 pens. Mia buys 4.", "7"))])

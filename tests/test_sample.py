@@ -17,9 +17,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 
 import sample
+from more import machine
 from more.checks import check_words
 from more.flags import TINY
-from more.quick import ROOM, merged_lora, roomy_cache
+from more.quick import ROOM, roomy_cache, unpacked
 from more.safe_text import as_data
 from more.terminal import UserError
 from ovd import token_logprobs
@@ -185,21 +186,56 @@ def test_a_merged_layer_is_the_layer(fresh_student):
     model, tokenizer = fresh_student
     randomise(model)
     apart = logits_of(model, tokenizer)
-    with merged_lora(model):
+    with unpacked(model, merge=True):
         together = logits_of(model, tokenizer)
     assert (together - apart).abs().max() < 1e-3 and not torch.equal(together, apart)
     assert torch.equal(logits_of(model, tokenizer), apart)
     with without_lora(model):
         base = logits_of(model, tokenizer)
-        with merged_lora(model):
+        with unpacked(model, merge=True):
             assert (logits_of(model, tokenizer) - base).abs().max() < 1e-3
     assert (apart - base).abs().max() > 0.1
-    with pytest.raises(UserError), merged_lora(model):
+    with pytest.raises(UserError), unpacked(model, merge=True):
         raise UserError("stopped")
     assert torch.equal(logits_of(model, tokenizer), apart)
     plain, _ = load_student(TINY / "student", 16, "cpu")[:2]
-    with merged_lora(plain):  # in 16-bit nothing is merged: the sum would be rounded
+    with unpacked(plain, merge=True):  # in 16-bit there is nothing to unpack
         assert not any("forward" in vars(layer) for layer in lora_layers(plain).values())
+
+
+def test_an_unpacked_layer_is_the_layer_and_its_gradients(fresh_student):
+    """As the update has it: unpacked, with the adapter beside it."""
+    model, tokenizer = fresh_student
+    randomise(model)
+    logits = logits_of(model, tokenizer)
+    torch.manual_seed(0)
+    norms = gradient_norms(model, tokenizer)
+    with unpacked(model):
+        assert (logits_of(model, tokenizer) - logits).abs().max() < 1e-4
+        torch.manual_seed(0)  # the same texts again
+        assert gradient_norms(model, tokenizer) == pytest.approx(norms, rel=1e-3)
+        assert all("forward" in vars(layer.base) for layer in lora_layers(model).values())
+    assert torch.equal(logits_of(model, tokenizer), logits)
+
+
+def test_in_bfloat16_a_layer_is_unpacked_and_never_merged(monkeypatch):
+    """The sum, rounded to 16 bits, would be another policy than the one that is trained."""
+    monkeypatch.setattr(sample, "pick_dtype", lambda device, real: torch.bfloat16)
+    model, tokenizer, _ = load_student(TINY / "student", 4, "cpu")
+    randomise(model)
+    apart = logits_of(model, tokenizer)
+    with unpacked(model, merge=True):
+        assert torch.equal(logits_of(model, tokenizer), apart) and apart.dtype == torch.bfloat16
+        for layer in lora_layers(model).values():
+            assert "forward" in vars(layer.base) and "forward" not in vars(layer)
+
+
+def test_real_models_compute_in_bfloat16_where_the_cpu_does_and_the_embedded_do_not(monkeypatch):
+    for has in (True, False):
+        monkeypatch.setattr(machine, "has_bfloat16", lambda has=has: has)
+        assert machine.pick_dtype("cpu", True) == (torch.bfloat16 if has else torch.float32)
+        assert machine.pick_dtype("cpu", False) == torch.float32
+    assert not is_real(AutoTokenizer.from_pretrained(TINY / "student"))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

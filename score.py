@@ -170,7 +170,7 @@ class Teacher:
             from more.reply import score_replies as read
         with without_lora(self.model):
             # each prompt holds an attempt and a solution, so fewer of them go side by side
-            probs = read(self.model, self.tokenizer, prompts, min(16, self.batch))
+            probs = read(self.model, self.tokenizer, prompts, max(1, self.batch // 4))
         return probs, sum(map(len, prompts))
 
 

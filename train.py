@@ -372,7 +372,7 @@ def run(args, test=evaluate):
     with record.named_stops(args, out):
         before, sampled, _ = test(student, tokenizer, unseen, args)
         print(f"before: {before['pass_at_1']:.1%} right sampled, {before['greedy']:.1%} greedy")
-        if args.method in ("ovd", "judge"):
+        if args.method in ("ovd", "judge") and test is evaluate:  # and no comparison
             record.first_look(teacher, sampled[:min(32, max(8, len(unseen) // 4))])
         try:
             rows = train(student, tokenizer, teacher, stream, args, out)

@@ -171,7 +171,7 @@ def sampling_bytes(args, work, student):
 
 def scoring_bytes(args, work, teacher):
     """The larger of the teacher's writing a solution each and of its reading of attempts."""
-    rows = min(16, args.batch, args.samples * args.problems)
+    rows = min(max(1, args.batch // 4), args.samples * args.problems)
     tokens = rows * (work.prompt + 2 * work.new + 60)  # problem, solution, attempt, instruction
     ahead = 1 if args.one_shot else args.problems * args.steps  # solutions of all steps at once
     writing = unpacked_bytes(work, teacher) + cache_bytes(work, teacher, min(args.batch, ahead))

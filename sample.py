@@ -392,10 +392,11 @@ def main():
         print(f"  {'right' if t.right else 'wrong'}  {sum(t.mask):3d} tokens, "
               f"p = {math.exp(sum(t.logprobs)):.1e}  {text}")
     right = torch.tensor([float(t.right) for t in trajectories]).view(-1, args.samples)  # (P, N)
+    cut = sum(not t.stopped for t in trajectories) / len(trajectories)
     print(f"\n{len(trajectories)} trajectories of {args.bits}-bit {args.student}, "
           f"{sum(len(t.ids) for t in trajectories):,} tokens in {time.time() - began:.1f} s with "
-          f"loading: {right.mean():.1%} right; {right.amax(1).mean():.0%} of {args.problems} "
-          f"problems solved at least once in {args.samples}.")
+          f"loading: {right.mean():.1%} right, {cut:.0%} cut off; {right.amax(1).mean():.0%} of "
+          f"{args.problems} problems solved at least once in {args.samples}.")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_figures(sampled, greedy, task):
     right, right_greedy = (mean(t.stopped and t.problem.is_right(t.text) for t in attempts)
                            for attempts in (sampled, greedy))
     figures = {"pass_at_1": right, "greedy": right_greedy, "n": len(sampled),
-               "entropy": entropy(sampled)}
+               "cut_off": mean(not t.stopped for t in sampled), "entropy": entropy(sampled)}
     if task == "search":
         from more.search import search_figures
         figures |= search_figures(sampled)

@@ -515,6 +515,17 @@ def test_entropy_is_over_what_the_student_chose_by_hand():
     assert record.entropy([t]) == pytest.approx(2.0)
 
 
+def test_figures_of_a_test_by_hand():
+    """Three right of four when sampled, but one of them was cut off; greedy all but one."""
+    problem = Problem("?", "7")
+    texts = ["Answer: 7", "So it is. Answer: 7", "Answer: 7", "Answer: 8"]
+    sampled = [Trajectory(problem, text=text, stopped=j != 1) for j, text in enumerate(texts)]
+    greedy = [Trajectory(problem, text=text, stopped=True) for text in texts]
+    figures = record.test_figures(sampled, greedy, "math")
+    assert math.isnan(figures.pop("entropy"))  # no token stands there
+    assert figures == {"pass_at_1": 0.5, "greedy": 0.75, "n": 4, "cut_off": 0.25}
+
+
 def test_figures_of_a_step_by_hand():
     """A judge that says 4.65 of right attempts and 4.34 of wrong ones: all are rejected, as logged."""
     own = [attempt("", 4.65, 1.0), attempt("", 4.34, 0.0), attempt("", 4.34, 0.0), attempt("", None, 0.0)]

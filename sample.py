@@ -30,7 +30,6 @@ import more.libraries  # first of all, as it loads these quickly
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from bitsandbytes.nn import Linear4bit
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -38,7 +37,7 @@ from more.checks import (check_context, check_model, check_numbers, check_templa
                          named_errors)
 from more.flags import check_sampling_flags, embedded, sampling_flags
 from more.machine import pick_device, pick_dtype
-from more.quick import roomy_cache, shared_prefixes, unpacked
+from more.quick import roomy_cache, settle_4bit, shared_prefixes, unpacked
 from more.safe_text import as_data
 from more.terminal import fail_in_one_line, quiet
 from tasks import Problem, task_stream
@@ -65,11 +64,7 @@ def load_model(name, bits, device, flag="--student"):
             use_safetensors=True,  # a pickle could run code
             local_files_only=local)
     check_model(model, tokenizer, report["missing_keys"], flag, name)
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit):
-            # On a CPU that has AVX512-BF16 it would repack its weights as soon as it runs without
-            # gradients, as in sampling, and no gradient passes through it from then on.
-            layer.support_avx512bf16_for_cpu = False
+    settle_4bit(model)
     if tokenizer.pad_token_id is None:
         # A filler under a mask of zeros. What is trained is told by a trajectory's own length and
         # never by comparing ids with this one, so a stop token that doubles as padding still is.

@@ -14,12 +14,28 @@ import psutil  # which accelerate brings along
 import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from more.machine import trim
 
 ROOM = 32  # tokens that a cache has room for beyond what it holds
+
+
+def settle_4bit(model):
+    """Make a loaded model of 4-bit layers fit to learn, and keep no more of it than is needed.
+
+    On a CPU with AVX512-BF16 bitsandbytes would repack a layer once it runs without gradients, as
+    in sampling: from then on no gradient passes through it, and nobody can unpack it. And on a CPU
+    what is not 4-bit may still lie in the file it was loaded from, all of which is then held.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+    for p in model.parameters() if layers else ():
+        if p.device.type == "cpu" and p.is_floating_point():
+            p.data = p.data.clone()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from more.data import load_problems
 from more.flags import (HUB_PAIR, TINY_PAIRS, check_run_flags, embedded, fill_in, is_server,
                         run_flags)
 from more.ladder import check_writable, free_bytes
@@ -120,8 +121,11 @@ def work_of(args, device, real=True):
     """The Work that the flags ask for. real: of a model that was raised elsewhere."""
     four_bit = args.bits == 4
     turns = 1 + args.turns if args.task == "search" else 1
-    problems = islice(task_stream(args.task, 0, args.difficulty), 9)
-    words = mean(sum(len(m["content"].split()) for m in p.messages(real)) for p in problems)
+    problems = task_stream(args.task, 0, args.difficulty)
+    if args.data and not args.corpus:
+        _, problems = load_problems(args)
+    words = mean(sum(len(m["content"].split()) for m in p.messages(real))
+                 for p in islice(problems, 9))
     words += (turns - 1) * (300 if args.corpus else 25)  # what the environment says
     number = pick_dtype(device, real).itemsize if device == "cpu" else 2
     # On a CPU what the old copies of a cache held is not given back.

@@ -11,6 +11,7 @@ import pytest
 
 import train
 from more import plan as planning
+from tasks import Problem
 
 ROOT = Path(__file__).parent.parent
 
@@ -94,6 +95,15 @@ def test_every_part_of_a_small_plan_by_hand():
     peak = planning.peak_of((held, phases), "ovd", 1000)
     update = phases["ovd"].activations + phases["ovd"].loss
     assert peak == 1000 + sum(held.values()) + max(*phases["ovd"][:2], update)
+
+
+def test_a_plan_reads_how_long_the_problems_of_a_file_are(tmp_path):
+    """200 words each, and those of the instruction; two tokens a word."""
+    rows = [json.dumps({"question": f"{i} " * 200, "answer": "7"}) for i in range(50)]
+    (tmp_path / "long.jsonl").write_text("\n".join(rows))
+    args = planning.settle(train.parse(["--data", str(tmp_path / "long.jsonl")]), "cpu")[0]
+    words = 200 + len(Problem.instruction.split())
+    assert planning.work_of(args, "cpu", real=False).prompt == 2 * words
 
 
 def test_a_run_beyond_the_free_memory_is_warned_of_in_one_line(monkeypatch, capsys):

@@ -188,7 +188,7 @@ def show_memory(device):
     dtype = torch.bfloat16 if device == "cuda" else torch.float32  # many a CPU is slow in bfloat16
     sizes = dict(V=151936, H=1024, H_T=2560, dtype=dtype, device=device)
     print(f"\nthe loss of M = {M:,} tokens, vocabulary {sizes['V']:,}, c = {c}, on {device}:\n\n"
-          f"{'':24}{'peak, MiB':>11}{'of OVD':>8}{'seconds':>9}")
+          f"{'':24}{'peak, MiB':>11}{'x OVD':>8}{'seconds':>9}")
     peaks = []
     # The smallest first: where a peak cannot be reset, the peak so far is still each one's own.
     for name, loss in (("OVD's update", ovd_update), ("reverse KL, in chunks", chunked_kl),

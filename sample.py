@@ -37,7 +37,7 @@ from more.checks import (check_context, check_model, check_numbers, check_templa
                          named_errors)
 from more.flags import check_sampling_flags, embedded, sampling_flags
 from more.machine import pick_device, pick_dtype
-from more.quick import roomy_cache, settle_4bit, shared_prefixes, unpacked
+from more.quick import roomy_cache, repair_4bit, shared_prefixes, unpacked
 from more.safe_text import as_data
 from more.terminal import fail_in_one_line, quiet
 from tasks import Problem, task_stream
@@ -45,7 +45,7 @@ from tasks import Problem, task_stream
 
 # ------------------------------------------------------------------------------- loading
 def load_model(name, bits, device, flag="--student"):
-    """(model, tokenizer) of a folder or hub name, all weights frozen. bits: 4 (NF4) or 16.
+    """(model, tokenizer) of a folder or hub name, all weights frozen. bits: 4 (NF4) or 16 (plain).
 
     Raises UserError, naming `flag`, for what is missing, half-written, unreachable or unfit.
     """
@@ -64,7 +64,7 @@ def load_model(name, bits, device, flag="--student"):
             use_safetensors=True,  # a pickle could run code
             local_files_only=local)
     check_model(model, tokenizer, report["missing_keys"], flag, name)
-    settle_4bit(model)
+    repair_4bit(model)
     if tokenizer.pad_token_id is None:
         # A filler under a mask of zeros. What is trained is told by a trajectory's own length and
         # never by comparing ids with this one, so a stop token that doubles as padding still is.
@@ -89,7 +89,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         """x (..., in) -> y (..., out)."""
-        y = self.base(x)  # (..., out), from weights unpacked for this one product
+        y = self.base(x)  # (..., out); 4-bit weights are unpacked for it, or within `unpacked`
         if not self.enabled:
             return y
         A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # learn in float32, multiply in x's
@@ -175,7 +175,7 @@ class Trajectory:
     logprobs: list = field(default_factory=list)    # when it was sampled; 0 where it was not
     authors: list = field(default_factory=list)     # "student", "teacher" or "environment"
     mask: list = field(default_factory=list)        # 1: trained on; 0: read only
-    stopped: bool = False      # False: cut off at max_new_tokens, or in the middle of a turn
+    stopped: bool = False      # False: cut off, or it asked once more than it may
     text: str = ""
     reward: float = 0.0        # R(y), 1: right
     probs: list = field(default_factory=list)       # the teacher's ten probabilities

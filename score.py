@@ -20,6 +20,7 @@ it stands in.
 import math
 from statistics import mean
 
+import more.libraries  # first of all, as it loads these quickly
 import torch
 from tqdm import tqdm
 
@@ -117,7 +118,8 @@ class Teacher:
     def __init__(self, model, tokenizer, how="expected", max_new_tokens=64, batch=64):
         """how: "expected", "digit" (the likeliest), or "reply" (the one digit in a text).
 
-        max_new_tokens cuts off its own solutions; batch: how many it writes side by side.
+        max_new_tokens cuts off its own solutions; batch: how many it writes side by side. It reads
+        a quarter as many attempts at a time.
         """
         self.model, self.tokenizer, self.how = model, tokenizer, how
         self.max_new_tokens, self.batch = max_new_tokens, batch
@@ -169,7 +171,7 @@ class Teacher:
         if self.how == "reply":
             from more.reply import score_replies as read
         with without_lora(self.model):
-            # each prompt holds an attempt and a solution, so fewer of them go side by side
+            # each prompt holds an attempt and a solution, so fewer go side by side
             probs = read(self.model, self.tokenizer, prompts, max(1, self.batch // 4))
         return probs, sum(map(len, prompts))
 

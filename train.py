@@ -17,7 +17,8 @@ embedded miniature in tiny/, which runs on any laptop. The methods:
 
 One run is an anecdote: python -m more.compare takes several methods through several seeds. A run
 leaves metrics.csv, samples.jsonl, adapter/ and result.json in --out. The flags and their rules
-stand in more/flags.py; [a | b]: a with the embedded pair, b with the hub's on a GPU.
+stand in more/flags.py; [a | b]: a with the embedded pair, b with the hub's on a GPU. A real student
+without a GPU has lr 2e-4, difficulty 1, 64 new tokens and 50 test problems, as in RESULTS.md.
 """
 import math
 import re
@@ -109,7 +110,8 @@ def reward_of(t, replacement, args):
         return 1.0
     if args.method == "ovd":
         dropped = args.replace == "none" and is_rejected(t, args.theta)
-        replaced = replacement is not None and args.baseline != "union"  # it left its place
+        # in the union alone an attempt stays beside what replaces it
+        replaced = replacement is not None and args.baseline != "union"
         if t.score is None or dropped or replaced:
             return None
     return t.reward
@@ -269,7 +271,7 @@ def train(student, tokenizer, teacher, stream, args, out):
         mark("sampling")
 
         # 2. and 3. Score: S(y_j). Reject and replace: y'_j.
-        y_new, tokens_read = judge(y, teacher, tokenizer, args)
+        y_new, tokens_read = score_and_replace(y, teacher, tokenizer, args)
         mark("scoring")
 
         # 4. Update: A_j = R(y'_j) - mean_i R(y_i), and a step on L = -1/M sum_j A_j log pi(y'_j).
@@ -288,8 +290,8 @@ def train(student, tokenizer, teacher, stream, args, out):
     return rows
 
 
-def judge(y, teacher, tokenizer, args):
-    """Score and reject -> (for each y_j what takes its place or None, tokens the teacher read)."""
+def score_and_replace(y, teacher, tokenizer, args):
+    """Steps 2 and 3 -> (for each y_j what takes its place or None, tokens the teacher read)."""
     y_new, tokens = [None] * len(y), 0
     if args.method == "logits":  # its teacher reads along in update()
         tokens = sum(len(t.prompt_ids + t.ids) for t in y)
@@ -350,12 +352,13 @@ def load_pair(args, device):
     return student, tokenizer, base, teacher
 
 
-def run(args, test=evaluate):
+def run(args, test=evaluate, began=None):
     """Test, train, test again, and say what happened. Returns what result.json holds.
 
-    test: evaluate(), or what a comparison calls in its place, before training and after it.
+    test: evaluate(), or what a comparison calls in its place, before training and after it. began:
+    when its seconds are counted from, now if it is not given.
     """
-    began, asked, device = time.time(), dict(vars(args)), pick_device()
+    began, asked, device = began or time.time(), dict(vars(args)), pick_device()
     out, finished = checkpoint.find_run(args)
     if finished is not None:
         return record.say_again(finished, out, args.report)
@@ -370,7 +373,7 @@ def run(args, test=evaluate):
     checkpoint.begin(out, asked, student)
     record.announce(args, unseen, out)
     with record.named_stops(args, out):
-        before, sampled, _ = test(student, tokenizer, unseen, args)
+        before, sampled, was = test(student, tokenizer, unseen, args)
         print(f"before: {before['pass_at_1']:.1%} right sampled, {before['greedy']:.1%} greedy")
         if args.method in ("ovd", "judge") and test is evaluate:  # and no comparison
             record.first_look(teacher, sampled[:min(32, max(8, len(unseen) // 4))])
@@ -378,13 +381,13 @@ def run(args, test=evaluate):
             rows = train(student, tokenizer, teacher, stream, args, out)
         finally:  # whatever happened, what was learned is kept
             adapter.save_adapter(student, out / "adapter", base)
-        after, _, greedy = test(student, tokenizer, unseen, args)
+        after, _, now = test(student, tokenizer, unseen, args)
     result = record.result_of(args, asked, before, after, rows, teacher, PEAKS)
-    result["seconds"] = time.time() - (BEGAN if test is evaluate else began)
+    result["seconds"] = time.time() - began
     checkpoint.finish(out, result)
-    record.show_change(unseen, sampled, greedy)
+    record.show_change(unseen, was, now)
     return record.say_in_one_sentence(result, record.where_to_look(out, args.report))
 
 
 if __name__ == "__main__":
-    fail_in_one_line(lambda: run(parse()))
+    fail_in_one_line(lambda: run(parse(), began=BEGAN))  # loading is part of a run

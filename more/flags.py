@@ -53,7 +53,7 @@ def sampling_flags(description):
     a("--task", choices=["math", "search"], default="math", help="math: stories; search: "
       "questions to search for [math]")
     a("--student", help="folder, hub name, or the adapter/ of a run [the embedded one]")
-    a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4; 16: as stored [4]")
+    a("--bits", type=int, choices=[4, 16], default=4, help="4: NF4; 16: not quantised [4]")
     a("--problems", type=count, default=32, help="how many; train.py: a step [%(default)s]")
     a("--samples", type=count, default=32, help="N, sampled for each problem [%(default)s]")
     a("--temperature", type=number(float, 0, 100), default=1.0, help="of the softmax [1]")
@@ -94,7 +94,8 @@ def run_flags(description):
     a("--one-shot", action="store_true", help="ONE random problem is every prompt of the run")
     a("--steps", type=number(int, 0, 10**6), default=16, help="updates [16]")
     a("--theta", type=threshold, help="accepted where S(y) >= theta; auto: the cut that tells "
-      "right from wrong best among the first attempts [5 | auto]")
+      "right from wrong best among the first attempts, or with --reward verbal their median "
+      "[5 | auto]")
     a("--literal", action="store_true", help="replace even by what earns no more than the attempt")
     a("--reward", choices=["outcome", "verbal"], default="outcome", help="R: is the answer right; "
       "or, where nobody knows, the teacher's own score / 9 [outcome]")

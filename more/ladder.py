@@ -150,7 +150,7 @@ def show_ladder(rows, tokens):
     highest = max(row["peak_bytes"] or 0 for row in rows) or 1
     peaks = {row["rung"]: row["peak_bytes"] for row in rows}
     update = peaks["OVD's update"] or math.nan
-    print(f"{'':20}{'peak, MiB':>11}{'of OVD':>8}{'seconds':>9}  the reverse KL?")
+    print(f"{'':20}{'peak, MiB':>11}{'x OVD':>8}{'seconds':>9}  the reverse KL?")
     for row in rows:
         peak, reserved = row["peak_bytes"], row["reserved_bytes"]
         line = f"{'does not fit':>28}  {row['exact']}" if peak is None else (

@@ -21,8 +21,8 @@ def pick_device():
 def pick_dtype(device, real):
     """The type to compute in. real: a model that was raised elsewhere, see sample.is_real.
 
-    On a CPU that computes in bfloat16 real models do. The embedded ones are small enough to stay in
-    float32, and so they learn the same on every CPU.
+    On a CPU: bfloat16 for real models if it has instructions for that, else float32. The embedded
+    models are always in float32, so that they learn the same on every CPU.
     """
     if device == "cpu":
         return torch.bfloat16 if real and has_bfloat16() else torch.float32
@@ -30,7 +30,10 @@ def pick_dtype(device, real):
 
 
 def has_bfloat16():
-    """Does this CPU compute in bfloat16? Others do so many times slower than in float32."""
+    """Has this CPU instructions for bfloat16? Without them it is many times slower than float32.
+
+    Linux on x86 tells. Elsewhere the answer is no.
+    """
     try:
         with open("/proc/cpuinfo") as f:  # Linux alone tells
             return not {"avx512_bf16", "amx_bf16"}.isdisjoint(f.read().split())

@@ -23,34 +23,36 @@ from more.machine import trim
 ROOM = 32  # tokens that a cache has room for beyond what it holds
 
 
-def settle_4bit(model):
-    """Make a loaded model of 4-bit layers fit to learn, and keep no more of it than is needed.
+def repair_4bit(model):
+    """What a model of 4-bit layers needs on a CPU once it is loaded, before it can learn.
 
-    On a CPU with AVX512-BF16 bitsandbytes would repack a layer once it runs without gradients, as
-    in sampling: from then on no gradient passes through it, and nobody can unpack it. And on a CPU
-    what is not 4-bit may still lie in the file it was loaded from, all of which is then held.
+    On one with AVX512-BF16 bitsandbytes would repack a layer as soon as it runs without gradients,
+    as in sampling. No gradient passes through it from then on, and `unpacked` cannot read it. And
+    what is not 4-bit, the embeddings, is a view of the mapped file, all of which stays in memory:
+    it is copied.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, Linear4bit)]
+    layers = [layer for layer in model.modules() if is_4bit_on_cpu(layer)]
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
     for p in model.parameters() if layers else ():
-        if p.device.type == "cpu" and p.is_floating_point():
+        if p.is_floating_point():
             p.data = p.data.clone()
 
 
 @contextmanager
 def unpacked(model, merge=False):
-    """Inside this block each 4-bit layer is one matrix, unpacked once: W, or W + B (alpha / r) A.
+    """Inside this block each 4-bit layer of a model on a CPU is one matrix W, unpacked once.
 
-    To unpack W takes as long as to use it for a few tokens, and in sampling it would be done for
-    each. Only on a CPU, and where there is memory for twice that: a GPU's is what 4-bit is for.
+    To unpack takes as long as to use W for a few tokens. Else it is done for each token that is
+    sampled, and twice for each micro-batch of an update. On a GPU nothing is unpacked here, for its
+    memory is what 4-bit is for, nor where there is not memory for twice that.
 
-    merge: with its adapter added, where all is computed in float32. Rounded to 16 bits the sum
-    would be another policy than the one that is trained. There is no gradient in it.
+    merge: W + B (alpha / r) A, the adapter added; in sampling, as no gradient reaches A and B. Only
+    in float32: rounded to 16 bits the sum would be another policy than the one that is trained.
     """
-    layers = [m for m in model.modules() if is_4bit(m)]
+    layers = [m for m in model.modules() if is_4bit_on_cpu(m)]
     around = {m.base: m for m in model.modules() if merge and hasattr(m, "lora_A")
-              and is_4bit(m.base) and m.base.weight.quant_state.dtype == torch.float32}
+              and is_4bit_on_cpu(m.base) and m.base.weight.quant_state.dtype == torch.float32}
     size = sum(m.in_features * m.out_features * m.weight.quant_state.dtype.itemsize
                for m in layers)  # bytes
     if 2 * size > psutil.virtual_memory().available:
@@ -68,10 +70,9 @@ def unpacked(model, merge=False):
             trim()  # else what is freed stays with this process
 
 
-def is_4bit(layer):
-    """Is it a layer of 4-bit weights on a CPU?"""
-    weight = getattr(layer, "weight", None)
-    return hasattr(weight, "quant_state") and weight.device.type == "cpu"
+def is_4bit_on_cpu(layer):
+    """Is it a layer of 4-bit weights in a CPU's memory?"""
+    return isinstance(layer, Linear4bit) and layer.weight.device.type == "cpu"
 
 
 @torch.no_grad()

@@ -176,11 +176,12 @@ def result_of(args, asked, before, after, rows, teacher, peaks):
             "settings": vars(args), "asked": asked}
 
 
-def show_change(unseen, sampled, greedy):
-    """Print one problem before and after, if there is one that the student had wrong at first."""
-    i = next((i for i, t in enumerate(sampled) if not t.right), 0)
-    print(f"\nan unseen problem it had wrong: {unseen[i].question} ({unseen[i].answer})\n"
-          f"  before  {sampled[i].text}\n  after   {greedy[i].text}\n")
+def show_change(unseen, was, now):
+    """Print one problem that the student had wrong before, with its greedy attempts was and now."""
+    i = next((i for i, t in enumerate(was) if not t.right), None)
+    if i is not None:
+        print(f"\nan unseen problem it had wrong: {unseen[i].question} ({unseen[i].answer})\n"
+              f"  before, greedy  {was[i].text}\n  after, greedy   {now[i].text}\n")
 
 
 def where_to_look(out, report):

@@ -5,10 +5,11 @@
 
 1. A step of train.py --method judge beside one of TRL's GRPOTrainer: the embedded pair, NF4, LoRA
    of r = 8, 4 problems x 8 samples, 64 tokens. The teacher has solved all problems before step 1.
-2. Tokens a second of sample.generate in 4-bit with merged weights, beside transformers'
-   model.generate with the adapter beside the weights, as TRL samples, and with merged weights too;
-   and both in 16-bit, with the adapter beside the weights. Batches of 32.
-3. Milliseconds a trajectory for several batches and lengths. Stop tokens are ruled out.
+2. Tokens a second of sample.generate in 4-bit, unpacked once a batch, beside transformers'
+   model.generate, which unpacks for each token, as TRL samples, and unpacked once too; and both in
+   16-bit. Batches of 32.
+3. Milliseconds a trajectory for several batches and lengths.
+In 2 and 3 stop tokens are ruled out: all texts are equally long, whoever samples them.
 A ratio is of medians (least..greatest of neighbours). Threads: OMP_NUM_THREADS, or else one.
 """
 import csv
@@ -31,7 +32,7 @@ from more.judge import as_reward
 from more.machine import pick_device
 from more.quick import unpacked
 from more.terminal import fail_in_one_line, make_parser, number, quiet
-from sample import generate, load_student, prompt_ids
+from sample import generate, load_student, prompt_ids, stop_ids
 from score import load_teacher
 from tasks import Problem, problem_stream
 from tqdm import tqdm
@@ -102,20 +103,29 @@ def compare_training(args):
     return f"a step takes {median(ours):.2f} s, and TRL {ratio_of(theirs, ours)} times as long"
 
 
-def sample_theirs(model, tokenizer, prompts, tokens, stops):
-    """How many tokens model.generate samples, up to the first stop token of each row."""
+def load_endless(name, bits):
+    """(model, tokenizer) of a student whose head is kept from choosing a stop token."""
+    model, tokenizer, _ = load_student(name, bits, pick_device())
+    stops = list(stop_ids(model, tokenizer))
+
+    def rule_out_stops(layer, inputs, logits):
+        logits[..., stops] = -torch.inf
+    model.get_output_embeddings().register_forward_hook(rule_out_stops)
+    return model, tokenizer
+
+
+def sample_theirs(model, tokenizer, prompts, tokens):
+    """As many tokens for each prompt by model.generate: (B, prompt and tokens)."""
     inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-    rows = model.generate(**inputs, generation_config=GenerationConfig(
+    return model.generate(**inputs, generation_config=GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0,
-        max_new_tokens=tokens, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id))
-    stopped = torch.isin(rows[:, inputs.input_ids.shape[1]:], torch.tensor(stops).to(rows)).int()
-    return (stopped.cumsum(1) - stopped == 0).sum().item()
+        max_new_tokens=tokens, pad_token_id=tokenizer.pad_token_id))
 
 
-def compare_sampling(args, model, tokenizer, prompts, stops):
+def compare_sampling(args, model, tokenizer, prompts):
     """Part 2. Returns what it came to, in words."""
-    wide, _, _ = load_student(args.student, 16, pick_device())  # which no merging concerns
-    models = {"ours": model, "ours in 16-bit": wide, "theirs": model, "theirs merged": model,
+    wide, _ = load_endless(args.student, 16)
+    models = {"ours": model, "ours in 16-bit": wide, "theirs": model, "theirs unpacked": model,
               "theirs in 16-bit": wide}
     rates = {name: [] for name in models}
     turns = list(models) * (args.repeats + 1)
@@ -123,26 +133,24 @@ def compare_sampling(args, model, tokenizer, prompts, stops):
         torch.manual_seed(i // len(models))
         what = (models[name], tokenizer, prompts[:32])
         began = time.perf_counter()
-        # to merge takes time too
+        # to unpack takes time too
         with nullcontext() if name == "theirs" else unpacked(what[0], merge=True):
             if name.startswith("ours"):
-                tokens = sum(len(ids) for ids, _ in generate(*what, 1.0, args.max_new_tokens))
+                generate(*what, 1.0, args.max_new_tokens)
             else:
-                tokens = sample_theirs(*what, args.max_new_tokens, stops)
-        rates[name].append(round(tokens / (time.perf_counter() - began)))
+                sample_theirs(*what, args.max_new_tokens)
+        seconds = time.perf_counter() - began
+        rates[name].append(round(32 * args.max_new_tokens / seconds))
     print("2. tokens a second (the first of each only warms up):", rates)
-    ours, ours_16, beside, merged, theirs_16 = (rate[1:] for rate in rates.values())
-    return (f"{median(ours)} tokens a second are sampled in 4-bit, {ratio_of(ours, beside)} times "
-            f"as many as by model.generate, or {ratio_of(ours, merged)} times if that merges too, "
+    ours, ours_16, theirs, once, theirs_16 = (rate[1:] for rate in rates.values())
+    return (f"{median(ours)} tokens a second are sampled in 4-bit, {ratio_of(ours, theirs)} times "
+            f"as many as by model.generate, or {ratio_of(ours, once)} times if that unpacks once, "
             f"{ratio_of(ours, ours_16)} times as many as in 16-bit, and "
             f"{ratio_of(ours, theirs_16)} times as many as by model.generate in 16-bit")
 
 
-def measure_growth(args, model, tokenizer, prompts, stops):
+def measure_growth(args, model, tokenizer, prompts):
     """Part 3. Returns what it came to, in words."""
-    def rule_out_stops(layer, inputs, logits):
-        logits[..., stops] = -torch.inf
-    model.get_output_embeddings().register_forward_hook(rule_out_stops)
     cells = {(n, k): [] for n in SAMPLES for k in TOKENS}
     for n, k in tqdm(list(cells) * args.repeats, desc="3. growth", unit="cell"):
         began = time.perf_counter()
@@ -164,17 +172,15 @@ def main():
     a = parser.add_argument
     a("--parts", nargs="+", type=int, choices=[1, 2, 3], default=[1, 2, 3], help="which [all]")
     a("--student", default=STUDENT, help="of parts 2 and 3, a folder or hub name [the embedded]")
-    a("--max-new-tokens", type=size, default=64, help="of part 2, at most [%(default)s]")
+    a("--max-new-tokens", type=size, default=64, help="of part 2 [%(default)s]")
     a("--repeats", type=size, default=3, help="turns of each part [%(default)s]")
     args = parser.parse_args()
     quiet()
     said = [compare_training(args)] if 1 in args.parts else []
-    model, tokenizer, _ = load_student(args.student, 4, pick_device())
+    model, tokenizer = load_endless(args.student, 4)
     prompts = [prompt_ids(tokenizer, p) for p in islice(problem_stream(0), 32)
                for _ in range(8)]  # 8 of each problem, as in training
-    eos = model.generation_config.eos_token_id
-    stops = sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None})
-    said += [part(args, model, tokenizer, prompts, stops) for i, part in
+    said += [part(args, model, tokenizer, prompts) for i, part in
              ((2, compare_sampling), (3, measure_growth)) if i in args.parts]
     print(f"\nWith {torch.get_num_threads()} thread(s): {'; '.join(said)}.")
 

@@ -98,7 +98,7 @@ def test_with_the_verbal_reward_a_text_that_scores_higher_replaces_an_attempt(st
     problems = [replace(next(problem_stream(3)), answer=None, solution=None)] * 8
     y = sample_trajectories(model, tokenizer, problems, 1.0)
     args = train.parse([*ROOT_FLAGS, "--reward", "verbal"])
-    new, _ = train.judge(y, judge, tokenizer, args)
+    new, _ = train.score_and_replace(y, judge, tokenizer, args)
     assert all(t.reward == t.score / 9 for t in y)
     (solution,) = judge.written.values()
     assert solution.reward == solution.score / 9

@@ -631,7 +631,7 @@ def test_one_shot_learns_and_leaves_its_results(one_shot, script, capsys):
     assert f"{result['after']['pass_at_1']:.1%}" in last_line
     # the adapter is where it says, and does what it says
     script("sample.py", "--student", folder / "adapter", "--problems", "40", "--samples", "4")
-    (share,) = re.findall(r"([\d.]+)% right;", capsys.readouterr().out.splitlines()[-1])
+    (share,) = re.findall(r"([\d.]+)% right,", capsys.readouterr().out.splitlines()[-1])
     assert float(share) / 100 > result["before"]["pass_at_1"] + 0.1
 
 

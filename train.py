@@ -18,7 +18,7 @@ embedded miniature in tiny/, which runs on any laptop. The methods:
 One run is an anecdote: python -m more.compare takes several methods through several seeds. A run
 leaves metrics.csv, samples.jsonl, adapter/ and result.json in --out. The flags and their rules
 stand in more/flags.py; [a | b]: a with the embedded pair, b with the hub's on a GPU. A real student
-without a GPU has lr 2e-4, difficulty 1, 64 new tokens and 50 test problems, as in RESULTS.md.
+without a GPU has lr 2e-4, difficulty 1, 64 new tokens and 100 test problems, as in RESULTS.md.
 """
 import math
 import re

@@ -34,9 +34,9 @@ TINY_PAIRS = {task: dict(
 HUB_PAIR = dict(student="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B-Instruct-2507", difficulty=4,
                 lr=5e-5, theta="auto", max_new_tokens=512, batch=32, micro_batch=1, chunk=128,
                 eval_problems=500)  # the scores of a real judge sit in a band of its own
-# What a real model without a GPU was run with, see RESULTS.md: a step takes minutes.
+# What a real model without a GPU was run with, see RESULTS.md: a step takes half a minute or more.
 CPU_PAIR = HUB_PAIR | dict(difficulty=1, lr=2e-4, max_new_tokens=64, batch=64, micro_batch=4,
-                           eval_problems=50)
+                           eval_problems=100)
 
 
 def fill_in(args, small, device):

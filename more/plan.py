@@ -93,7 +93,8 @@ def settle(args, device):
     student = sizes_of(args.student or default["student"], "--student")
     # the other defaults go by its size
     fill_in(args, student.linear_weights() < 50e6 > student.vocab * student.hidden, device)
-    if args.teacher == "self" or is_server(args.teacher):  # no weights, no tokens of its own
+    no_teacher = args.method in ("grpo", "format")
+    if no_teacher or args.teacher == "self" or is_server(args.teacher):  # no weights of its own
         return args, student, student._replace(layers=0, matrices=0, words=0)
     return args, student, sizes_of(args.teacher, "--teacher")
 

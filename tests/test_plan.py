@@ -114,8 +114,10 @@ def test_a_run_beyond_the_free_memory_is_warned_of_in_one_line(monkeypatch, caps
 
 
 def test_a_teacher_behind_a_server_and_the_student_itself_take_no_memory(monkeypatch):
-    for teacher in (["self"], ["http://localhost:1/v1", "--teacher-model", "m"]):
-        args = planning.settle(train.parse(["--teacher", *teacher]), "cpu")
+    """And where a method has no teacher there is none."""
+    for flags in ("--teacher self", "--teacher http://localhost:1/v1 --teacher-model m",
+                  "--method grpo"):
+        args = planning.settle(train.parse(flags.split()), "cpu")
         held, _ = planning.predict(*args, "cpu")
         alone = args[1].vocab * args[1].hidden * args[1].matrices * 4
         assert held["embeddings and heads"] == alone and args[2].words == 0

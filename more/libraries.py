@@ -16,8 +16,8 @@ from importlib import import_module
 
 BEGAN = time.time()  # a run counts its seconds from here: loading is part of them
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-# oneDNN, which multiplies in bfloat16, keeps the code it makes for a shape: of 1,024 shapes if it is
-# not told otherwise, a quarter of a GB after two steps of a 0.5B student.
+# oneDNN, which multiplies in bfloat16, keeps the code it makes for a shape: for 1,024 shapes unless
+# told otherwise, a quarter of a GB after two steps of a 0.5B student.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 # bitsandbytes warns of a kernel that it misses on some CPUs. It is for a layout of weights that is
 # not used here, see repair_4bit in more/quick.py.

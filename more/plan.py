@@ -27,6 +27,7 @@ from sample import load_student, sample_trajectories
 from tasks import problem_stream, task_stream
 
 GB = 1e9
+ONEDNN = 3e8  # bytes of code that runs in bfloat16 on a CPU keep, see more/libraries.py
 
 
 # ------------------------------------------------------------------------------- sizes
@@ -112,10 +113,17 @@ class Work(NamedTuple):
     """What the flags ask of a model, counted in tokens and in bytes a number."""
     number: int      # bytes of a number when computing
     four_bit: bool   # a layer is unpacked before it is used
-    unpacks: bool    # a CPU unpacks all of them, for as long as it samples or updates
+    on_cpu: bool     # or else all layers are, for as long as it samples or updates
     prompt: int      # tokens of a prompt
     new: int         # tokens of a trajectory, which is taken to run to --max-new-tokens
-    copies: int      # how often a cache is in memory: at times it is copied whole
+
+    def holes(self):
+        """How much more a CPU holds than is used, of tensors that come and go.
+
+        In bfloat16 they are small, and the holes between them stay with the process. Fitted to the
+        runs in RESULTS.md; with float32 no such thing was seen.
+        """
+        return 1.3 if self.on_cpu and self.number == 2 else 1
 
 
 def work_of(args, device, real=True):
@@ -129,9 +137,8 @@ def work_of(args, device, real=True):
                  for p in islice(problems, 9))
     words += (turns - 1) * (300 if args.corpus else 25)  # what the environment says
     number = pick_dtype(device, real).itemsize if device == "cpu" else 2
-    # On a CPU what the old copies of a cache held is not given back.
-    return Work(number, four_bit, four_bit and device == "cpu", 2 * words,  # 2 tokens a word
-                turns * args.max_new_tokens, 4 if device == "cpu" else 2)
+    return Work(number, four_bit, device == "cpu", 2 * words,  # 2 tokens a word
+                turns * args.max_new_tokens)
 
 
 def pass_bytes(work, sizes, tokens, adapters=0):
@@ -142,13 +149,14 @@ def pass_bytes(work, sizes, tokens, adapters=0):
 
 def unpacked_bytes(work, sizes):
     """What a CPU unpacks of 4-bit weights for as long as it needs them, see more/quick.py."""
-    return work.unpacks * work.number * sizes.linear_weights()
+    return work.four_bit * work.on_cpu * work.number * sizes.linear_weights()
 
 
 def cache_bytes(work, sizes, rows):
-    """Keys and values of `rows` trajectories."""
+    """Keys and values of `rows` trajectories, and a copy: at times they are copied whole."""
     length = work.prompt + work.new
-    return work.copies * rows * length * sizes.layers * sizes.keys * work.number
+    copies = 4 if work.on_cpu else 2  # what an old copy held is not given back on a CPU
+    return copies * rows * length * sizes.layers * sizes.keys * work.number
 
 
 def held_bytes(args, work, student, teacher):
@@ -162,7 +170,8 @@ def held_bytes(args, work, student, teacher):
     numbers = sum(m.vocab * m.hidden * m.matrices for m in (student, teacher))
     return {f"{args.bits}-bit weights": weight * linear,
             "embeddings and heads": work.number * numbers,
-            "adapters": 4 * adapters, "gradients and AdamW": 12 * adapters}
+            "adapters": 4 * adapters, "gradients and AdamW": 12 * adapters,
+            "code for bfloat16": ONEDNN if work.on_cpu and work.number == 2 else 0}
 
 
 def sampling_bytes(args, work, student):
@@ -170,8 +179,8 @@ def sampling_bytes(args, work, student):
     logits = args.batch * student.vocab * (work.number + 12)
     # A prompt is read once, and at least two attempts share it: in a test one sampled, one greedy.
     prompts = pass_bytes(work, student, (args.batch + 1) // 2 * work.prompt, 1)
-    return (unpacked_bytes(work, student) + cache_bytes(work, student, args.batch)
-            + max(prompts, logits))
+    return (unpacked_bytes(work, student)
+            + work.holes() * (cache_bytes(work, student, args.batch) + max(prompts, logits)))
 
 
 def scoring_bytes(args, work, teacher):
@@ -179,7 +188,8 @@ def scoring_bytes(args, work, teacher):
     rows = min(max(1, args.batch // 4), args.samples * args.problems)
     tokens = rows * (work.prompt + 2 * work.new + 60)  # problem, solution, attempt, instruction
     ahead = 1 if args.one_shot else args.problems * args.steps  # solutions of all steps at once
-    writing = unpacked_bytes(work, teacher) + cache_bytes(work, teacher, min(args.batch, ahead))
+    cache = cache_bytes(work, teacher, min(args.batch, ahead))
+    writing = unpacked_bytes(work, teacher) + work.holes() * cache
     return max(writing, pass_bytes(work, teacher, tokens))
 
 
@@ -202,8 +212,8 @@ def activation_bytes(args, work, student):
              + work.number * (2 * student.queries + 2 * values + 4 * student.mlp))
     inputs = student.hidden * work.number * (student.layers if args.checkpointing else 1)
     layers = 1 if args.checkpointing else student.layers
-    return (unpacked_bytes(work, student) + tokens * (layers * layer + inputs)
-            + pass_bytes(work, student, tokens, 1))
+    return (unpacked_bytes(work, student) + work.holes() * (
+        tokens * (layers * layer + inputs) + pass_bytes(work, student, tokens, 1)))
 
 
 def loss_bytes(args, work, student, teacher):

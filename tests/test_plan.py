@@ -77,12 +77,12 @@ def test_every_part_of_a_small_plan_by_hand():
     flags = "--bits 16 --batch 4 --micro-batch 2 --chunk 5 --samples 2 --problems 1"
     args = train.parse([*flags.split(), "--difficulty", "1", "--max-new-tokens", "10"])
     work = planning.work_of(args, "cuda", real=False)
-    assert work[:3] == (2, False, False) and work.new == 10 and work.copies == 2 and work.prompt > 40
+    assert work[:3] == (2, False, False) and work.new == 10 and work.prompt > 40
     length = work.prompt + 10
     held, phases = planning.predict(args, student, teacher, "cuda")
     linear = 2 * 8 * (16 + 8 + 48) + 3 * 10 * (20 + 20 + 60)
     adapters = 8 * 2 * (56 + 16 + 8 + 48)
-    assert list(held.values()) == [2 * linear, 2 * (800 + 2400), 4 * adapters, 12 * adapters]
+    assert list(held.values()) == [2 * linear, 2 * (800 + 2400), 4 * adapters, 12 * adapters, 0]
     # the prompts of 4 attempts at 2 problems, which needs more than 4 rows of logits
     reading = 2 * 2 * work.prompt * (4 * 16 + 2 * 8)
     assert phases["ovd"].sampling == pytest.approx(2 * 4 * length * 2 * 4 * 2 + reading)

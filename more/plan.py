@@ -113,7 +113,7 @@ class Work(NamedTuple):
     """What the flags ask of a model, counted in tokens and in bytes a number."""
     number: int      # bytes of a number when computing
     four_bit: bool   # a layer is unpacked before it is used
-    on_cpu: bool     # or else all layers are, for as long as it samples or updates
+    on_cpu: bool     # where all of them are, for as long as it samples or updates
     prompt: int      # tokens of a prompt
     new: int         # tokens of a trajectory, which is taken to run to --max-new-tokens
 

@@ -24,6 +24,7 @@ import torch
 from conftest import rows_of, samples_of
 
 from more.flags import TINY
+from more.machine import has_bfloat16
 from more.server import Server, check_server, holds_key, read_key, safe_words, shown_url
 from more.terminal import UserError
 from sample import Trajectory, sample_trajectories
@@ -883,7 +884,9 @@ def test_scores_of_a_real_server(transformers_serve, attempts, teacher):
     took, began = time.time() - began, time.time()
     endpoint.score(there := copies(own), solutions)
     print(f"\n{len(own)} scores: {took:.2f} s here, {time.time() - began:.2f} s from the server")
-    assert [t.score for t in there] == pytest.approx([t.score for t in here], abs=1e-3)
+    # On a CPU with AVX512-BF16 the server's bitsandbytes repacks its layers, and rounds to bfloat16.
+    rounding = 0.2 if has_bfloat16() else 1e-3
+    assert [t.score for t in there] == pytest.approx([t.score for t in here], abs=rounding)
 
 
 def test_training_through_a_real_server(transformers_serve, tmp_path, script):

@@ -33,7 +33,7 @@ from transformers import DynamicCache
 from more import adapter, checkpoint, plan, record  # what a run leaves behind, and its memory
 from more.checks import check_same_vocabulary, check_words, default_student
 from more.data import load_problems
-from more.flags import check_run_flags, fill_in, run_flags
+from more.flags import WITHOUT_TEACHER, check_run_flags, fill_in, run_flags
 from more.machine import PEAKS, mark, pick_device
 from more.quick import unpacked
 from more.safe_text import as_data
@@ -343,7 +343,7 @@ def load_pair(args, device):
     print(f"student {name}, {args.bits}-bit, on {where}")
     student, tokenizer, base = load_student(name, args.bits, device)
     fill_in(args, student.num_parameters() < 50e6, device)
-    if args.method in ("grpo", "format"):  # these have no teacher
+    if args.method in WITHOUT_TEACHER:
         return student, tokenizer, base, None
     print(f"teacher {args.teacher_model or f'{args.teacher}, {args.bits}-bit'}")
     teacher = load_teacher(args, (student, tokenizer), device, args.batch)

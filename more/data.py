@@ -139,11 +139,13 @@ def read_lines(lines, source, like, advice=""):
 
 
 # ------------------------------------------------------------------------------- problems
-def read_problems(path, question="question", answer="answer", flag="--data", search=None):
+def read_problems(path, question="question", answer="answer", flag="--data", search=None,
+                  most=None):
     """Problems from JSONL, a file or hf://datasets/OWNER/NAME/FILE; UserError names a bad line.
 
     question, answer: the names of the two fields. With `search`, an engine, they are questions to
-    search for, and an answer is short text, or a list of several that are right.
+    search for, and an answer is short text, or a list of several that are right. most: how many
+    lines are read, all unless given.
     """
     if question == answer:
         raise UserError(f"--question-field and --answer-field are both {question!r}: every answer "
@@ -151,7 +153,7 @@ def read_problems(path, question="question", answer="answer", flag="--data", sea
     like = json.dumps({question: "...", answer: "..."})
     advice = ", or see --question-field and --answer-field"
     problems = {}  # by question: one that stands twice cannot be both trained and tested on
-    for number, row in read_jsonl(path, flag, like, advice):
+    for number, row in islice(read_jsonl(path, flag, like, advice), most):
         where, text = f"{flag} {path}, line {number}", row[question]
         if not (isinstance(text, str) and text.strip()):
             raise UserError(f"{where}: the question is {str(text)[:60]!r}; give it as text, or see "

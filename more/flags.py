@@ -12,6 +12,7 @@ from more.terminal import UserError, make_parser, number
 from tasks import DIFFICULTY
 
 METHODS = ("ovd", "judge", "grpo", "format", "logits", "sft")
+WITHOUT_TEACHER = ("grpo", "format")
 TINY = Path(__file__).parent.parent / "tiny"
 
 

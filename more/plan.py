@@ -14,12 +14,11 @@ from statistics import mean
 from textwrap import shorten
 from typing import NamedTuple
 
-import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from more.data import load_problems
-from more.flags import (HUB_PAIR, TINY_PAIRS, check_run_flags, embedded, fill_in, is_server,
-                        run_flags)
+from more.data import read_problems
+from more.flags import (HUB_PAIR, TINY_PAIRS, WITHOUT_TEACHER, check_run_flags, embedded, fill_in,
+                        is_server, run_flags)
 from more.ladder import check_writable, free_bytes
 from more.machine import pick_device, pick_dtype, reset_peak
 from more.terminal import UserError, fail_in_one_line, quiet
@@ -94,7 +93,7 @@ def settle(args, device):
     student = sizes_of(args.student or default["student"], "--student")
     # the other defaults go by its size
     fill_in(args, student.linear_weights() < 50e6 > student.vocab * student.hidden, device)
-    no_teacher = args.method in ("grpo", "format")
+    no_teacher = args.method in WITHOUT_TEACHER
     if no_teacher or args.teacher == "self" or is_server(args.teacher):  # no weights of its own
         return args, student, student._replace(layers=0, matrices=0, words=0)
     return args, student, sizes_of(args.teacher, "--teacher")
@@ -117,13 +116,17 @@ class Work(NamedTuple):
     prompt: int      # tokens of a prompt
     new: int         # tokens of a trajectory, which is taken to run to --max-new-tokens
 
+    def rounds_on_cpu(self):
+        """Is it a CPU that computes in bfloat16?"""
+        return self.on_cpu and self.number == 2
+
     def holes(self):
         """How much more a CPU holds than is used, of tensors that come and go.
 
         In bfloat16 they are small, and the holes between them stay with the process. Fitted to the
         runs in RESULTS.md; with float32 no such thing was seen.
         """
-        return 1.3 if self.on_cpu and self.number == 2 else 1
+        return 1.3 if self.rounds_on_cpu() else 1
 
 
 def work_of(args, device, real=True):
@@ -132,7 +135,7 @@ def work_of(args, device, real=True):
     turns = 1 + args.turns if args.task == "search" else 1
     problems = task_stream(args.task, 0, args.difficulty)
     if args.data and not args.corpus:
-        _, problems = load_problems(args)
+        problems = read_problems(args.data, args.question_field, args.answer_field, most=9)
     words = mean(sum(len(m["content"].split()) for m in p.messages(real))
                  for p in islice(problems, 9))
     words += (turns - 1) * (300 if args.corpus else 25)  # what the environment says
@@ -171,7 +174,7 @@ def held_bytes(args, work, student, teacher):
     return {f"{args.bits}-bit weights": weight * linear,
             "embeddings and heads": work.number * numbers,
             "adapters": 4 * adapters, "gradients and AdamW": 12 * adapters,
-            "code for bfloat16": ONEDNN if work.on_cpu and work.number == 2 else 0}
+            "code for bfloat16": ONEDNN if work.rounds_on_cpu() else 0}
 
 
 def sampling_bytes(args, work, student):

@@ -15,6 +15,7 @@ from operator import itemgetter
 from pathlib import PureWindowsPath
 
 from more.explain import read_run
+from more.flags import WITHOUT_TEACHER
 from tasks import INFORMATION
 
 CURVES = {"reward": ("outcome", 1), "score": ("score S(y)", 9), "replaced": ("replaced", 1)}
@@ -139,7 +140,7 @@ def say_facts(result):
     settings = result["settings"]
     facts = [f"{result['steps']} updates", f"{result['seconds']:.0f} s",
              f"peak {result['peak_bytes'] / 2**30:.2f} GiB", f"seed {result['seed']}"]
-    for who in ["student"] + ["teacher"] * (result["method"] not in ("grpo", "format")):
+    for who in ["student"] + ["teacher"] * (result["method"] not in WITHOUT_TEACHER):
         name = str(settings.get(f"{who}_model") or settings[who])
         facts.append(f"{who} {'/'.join(PureWindowsPath(name).parts[-2:])}")
     return " · ".join(facts)

@@ -56,7 +56,7 @@ def quiet():
     import transformers  # which takes seconds, and not every script needs it
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()
-    for library in ("transformers", "bitsandbytes", "huggingface_hub"):
+    for library in ("transformers", "huggingface_hub"):  # bitsandbytes: see more/libraries.py
         logging.getLogger(library).setLevel(logging.ERROR)
 
 

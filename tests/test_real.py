@@ -31,22 +31,24 @@ def run(tmp_path_factory):
     """The folder of a run of two steps."""
     quiet()
     out = tmp_path_factory.mktemp("real") / "r"
-    # by the outcome all four may tie at 0
-    train.run(train.parse([*SMALL, "--reward", "verbal", "--out", str(out)]))
+    # in float32, where equal means equal; and by the outcome all four may tie at 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "has_bfloat16", lambda: False)
+        train.run(train.parse([*SMALL, "--reward", "verbal", "--out", str(out)]))
     return out
 
 
 @needs_models
 def test_what_is_trained_is_what_was_sampled(run):
-    rows, rounding = rows_of(run), 0.1 if machine.has_bfloat16() else 1e-3  # mean over the tokens
-    assert len(rows) == 2 and all(abs(float(row["logprob_gap"])) < rounding for row in rows)
+    rows = rows_of(run)
+    assert len(rows) == 2 and all(abs(float(row["logprob_gap"])) < 1e-3 for row in rows)
     assert all(float(row["scored"]) == 1 and float(row["grad_norm"]) > 0 for row in rows)
     assert len(samples_of(run)) == 8
 
 
 @needs_models
 def test_its_adapter_opens_in_peft_with_the_same_logits(run, monkeypatch):
-    monkeypatch.setattr(machine, "has_bfloat16", lambda: False)  # in float32 equal means equal
+    monkeypatch.setattr(machine, "has_bfloat16", lambda: False)
     peft = pytest.importorskip("peft", reason="pip install -r tests/requirements.txt")
     model, tokenizer, base = load_student(run / "adapter", 4, "cpu")
     ids = torch.tensor([prompt_ids(tokenizer, Problem("Mia has 3 pens. Mia buys 4.", "7"))])

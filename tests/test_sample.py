@@ -154,6 +154,8 @@ def test_gradients_flow_through_4_bit_before_and_after_sampling(fresh_student):
         assert all(norm > 0 for norm in gradient_norms(model, tokenizer).values())
         model.eval()  # what would set the trap
         sample_trajectories(model, tokenizer, PROBLEMS)
+    for layer in lora_layers(model).values():
+        assert not getattr(layer.base.weight.quant_state, "packing_format_for_cpu", False)
 
 
 def test_no_4_bit_layer_is_repacked_where_the_cpu_would(monkeypatch):

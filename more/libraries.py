@@ -4,9 +4,9 @@ A script imports this before them. They make a million Python objects, nearly al
 the end, and Python's garbage collector would search them again and again: while they are loaded, in
 every run, and once more at its end. So it is off while they are loaded, and leaves them out from
 then on. And transformers loads torch's compiler, which does less where it is switched off; nothing
-here is compiled.
+here is compiled. Last, memory that a run has freed stays with it, see machine.keep_freed_memory.
 
-    python -X importtime more/libraries.py    # what takes how long
+    python -X importtime -m more.libraries    # what takes how long
 """
 import gc
 import logging
@@ -27,3 +27,4 @@ for name in ("torch", "transformers.modeling_utils", "bitsandbytes"):
     import_module(name)
 gc.freeze()
 gc.enable()
+import_module("more.machine").keep_freed_memory()  # after torch, which it loads too

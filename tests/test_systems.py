@@ -1,6 +1,7 @@
 """What macOS and Windows do otherwise, pretended here: nobody has run it there."""
 
 import ast
+import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -38,8 +39,25 @@ def test_memory_is_what_psutil_says(elsewhere, monkeypatch):
     expected = 300 if elsewhere == "win32" else 100
     assert machine.peak_bytes("cpu") == machine.reset_peak("cpu") == expected
     machine.return_freed_memory()
+    machine.keep_freed_memory()  # both do nothing
     assert ladder.free_bytes("cpu") > 0
     ladder.limit_memory(2**30)  # does nothing
+
+
+@pytest.mark.skipif(not machine.glibc(), reason="glibc alone is told to keep freed memory")
+def test_what_a_step_frees_is_there_for_the_next():
+    """Four tensors of 20 MiB, made and freed again, are not asked of the system a second time."""
+    code = ("import resource\n"
+            "import more.libraries\n"
+            "import torch\n"
+            "for _ in range(3):\n"
+            "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            "    tensors = [torch.ones(5 * 2**20) for _ in range(4)]\n"
+            "    del tensors\n"
+            "    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n")
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    first, *later = map(int, out.stdout.split())
+    assert first > 15_000 and max(later) < 1_000  # pages of 4 KiB
 
 
 def test_a_run_goes_from_end_to_end(elsewhere, tmp_path, capsys):

@@ -65,8 +65,7 @@ def group_advantages(rewards, baseline=None):
     are all the gradient there is. A group-relative update lives on contrast, and rejection has
     thrown it away.
     """
-    baseline = rewards if baseline is None else baseline
-    return rewards - baseline.mean(-1, keepdim=True)
+    return rewards - (rewards if baseline is None else baseline).mean(-1, keepdim=True)
 
 
 def tied_groups(advantages):
@@ -106,9 +105,9 @@ def token_logprobs(hidden, head, targets, temperature=1.0, chunk=None):
 def trajectory_loss(logprobs, advantages, start_logprobs=None, kl=0.0):
     """-sum A log pi over M tokens, each with its trajectory's advantage: (M,), (M,) -> scalar.
 
-    A sum and not a mean: the caller divides once by the *whole* batch's token count, so the size
-    of a micro-batch changes nothing. A batch takes one gradient step, so a student's token has a
-    policy ratio of 1. A teacher's is set to 1: a black box has no probability to show.
+    A sum and not a mean: the caller divides once by the *whole* batch's token count, as DAPO does
+    (arXiv 2503.14476; GRPO takes each trajectory's mean first), whatever the micro-batch. One step
+    a batch, so PPO's ratio pi / pi_old is 1 for a student's token; for a teacher's it is set to 1.
 
     kl > 0 pulls towards the start by kl/2 (log pi - log pi_start)^2. On the student's own tokens
     the mean of its gradient is that of the reverse KL (k2 in joschu.net/blog/kl-approx.html).
@@ -189,16 +188,16 @@ def show_memory(device):
     sizes = dict(V=151936, H=1024, H_T=2560, dtype=dtype, device=device)
     print(f"\nthe loss of M = {M:,} tokens, vocabulary {sizes['V']:,}, c = {c}, on {device}:\n\n"
           f"{'':24}{'peak, MiB':>11}{'x OVD':>8}{'seconds':>9}")
-    peaks = []
+    peaks, (h, W, g, U, y) = [], loss_inputs(M, **sizes)
     # The smallest first: where a peak cannot be reset, the peak so far is still each one's own.
     for name, loss in (("OVD's update", ovd_update), ("reverse KL, in chunks", chunked_kl),
                        ("reverse KL, dense", dense_kl)):
-        loss(*loss_inputs(8, **sizes), c).backward()  # a small one first, which loads libraries
-        inputs = loss_inputs(M, **sizes)
+        loss(h[:8], W, g[:8], U, y[:8], c).backward()  # a small one first, which loads libraries
+        h.grad = None
         return_freed_memory()
         before, began = reset_peak(device), time.time()
-        loss(*inputs, c).backward()
-        peaks.append(peak_bytes(device) - before)  # above the inputs, the gradient of h among it
+        loss(h, W, g, U, y, c).backward()
+        peaks.append(max(1, peak_bytes(device) - before))  # above the inputs, with h's gradient
         print(f"{name:24}{peaks[-1] / 2**20:11,.0f}{peaks[-1] / peaks[0]:8.1f}"
               f"{time.time() - began:9.1f}")
     print(f"\nAt {M:,} tokens OVD's update takes {peaks[0] / 2**20:,.0f} MiB; logit matching takes "

@@ -45,9 +45,9 @@ from tasks import Problem, task_stream
 
 # ------------------------------------------------------------------------------- loading
 def load_model(name, bits, device, flag="--student"):
-    """(model, tokenizer) of a folder or hub name, all weights frozen. bits: 4 (NF4) or 16 (plain).
+    """(model, tokenizer) of a name, all frozen. bits: 4 (NF4) or 16 (float32 on most CPUs).
 
-    Raises UserError, naming `flag`, for what is missing, half-written, unreachable or unfit.
+    name: a folder or hub name. UserError, naming `flag`: missing, half-written, unreachable, unfit.
     """
     with named_errors(flag, name) as local:  # what is at hand, where the hub does not answer
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left",  # rows end together
@@ -146,7 +146,7 @@ def chat_ids(tokenizer, conversation):
 
 @cache
 def is_real(tokenizer):
-    """Was a model raised elsewhere? The embedded ones have no word for \\boxed. None: a server."""
+    """Is it no embedded model? Those have no word for \\boxed. None: a server's, taken as real."""
     return not tokenizer or tokenizer.unk_token_id not in tokenizer.encode(r"\boxed{}")
 
 
@@ -230,10 +230,10 @@ def forward(model, ids, mask, positions, kv):
 
 
 def read_beginnings(model, prompts, rows, kv, pad):
-    """Of B rows, each a prompt or more, what is left to read: ids (B, t), mask (B, T), positions.
+    """What is left to read of B rows: ids (B, t), mask (B, T), positions (B, t).
 
-    What several prompts have in common at their beginning is read here, once, into the cache kv,
-    and copied for each row. kv None: no cache is allowed, and all is left.
+    rows: ids of a prompt and of what follows it, if anything. What neighbouring prompts share is
+    read here, once, into the cache kv, and copied for each row. kv None: all is left to read.
     """
     prefixes, source = shared_prefixes(prompts)
     if kv is None or len(prefixes) == len(prompts):  # they have nothing in common
@@ -266,7 +266,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
     check_context(model, max(map(len, prompts)) + max_new_tokens,
                   f"lower --max-new-tokens {max_new_tokens} or give shorter problems")
     stops = torch.tensor(sorted(stop_ids(model, tokenizer)), device=model.device)  # (S,)
-    # `until` may be many tokens. Text is made and searched only after those it can end in.
+    # `until` may be many tokens. Text is decoded only after a token that holds its last character.
     ends = {i for word, i in tokenizer.get_vocab().items() if until[-1] in word} if until else ()
     T = torch.tensor(temperature, device=model.device).expand(len(prompts))[:, None]  # (B, 1)
     results = [([], []) for _ in prompts]  # ids and their log pi, for each prompt
@@ -293,7 +293,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
         if not going.all():  # who has stopped leaves the batch
             kv.batch_select_indices(going.nonzero()[:, 0])
             ids, mask, positions, rows, T = (x[going] for x in (ids, mask, positions, rows, T))
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)  # (b, T + 1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)  # one column more
         positions = positions + 1  # (b, 1)
         logits = forward(model, ids, mask, positions, kv)  # (b, V)
     return results

@@ -31,7 +31,7 @@ LOSSES = "loses sells breaks uses".split()
 
 # difficulty: (fewest steps, most steps, largest start, largest step, sentences that do not matter)
 DIFFICULTY = {
-    1: (2, 4, 50, 20, 0),       # what the embedded student was raised on
+    1: (2, 4, 50, 20, 0),       # what the embedded student was trained on
     2: (5, 6, 50, 20, 0),       # longer stories, of which it works out next to none
     3: (4, 6, 500, 200, 1),     # for real models from here on: larger numbers and a distractor
     4: (6, 9, 5000, 2000, 2),
@@ -54,7 +54,7 @@ class Problem:
     solution: str | None = None
 
     instruction = "Think step by step. End with Answer: and the number."
-    # For models that were raised elsewhere: they parrot the one above, and \boxed{} they know. A
+    # For real models, which the project did not make: they parrot that, and know \boxed{}. A
     # problem worked out before their eyes keeps them short. Measured in RESULTS.md.
     real_instruction = (r"Write one short calculation a line and nothing else, and put your final "
                         r"answer within \boxed{}.")
@@ -118,8 +118,8 @@ def extract_answer(text):
             break
     answer = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", answer)
     answer = re.sub(r"\\+[()\[\]]", "", answer).lstrip(" *$`=").rstrip(" *$`.")
-    number = NUMBER.fullmatch(answer)
-    return number["number"] if number else answer or None
+    found = NUMBER.fullmatch(answer)
+    return found["number"] if found else answer or None
 
 
 def as_number(answer):

@@ -16,9 +16,9 @@ embedded miniature in tiny/, which runs on any laptop. The methods:
     sft      the teacher's own trajectories alone, nothing is sampled: off-policy
 
 One run is an anecdote: python -m more.compare takes several methods through several seeds. A run
-leaves metrics.csv, samples.jsonl, adapter/ and result.json in --out. The flags and their rules
-stand in more/flags.py; [a | b]: a with the embedded pair, b with the hub's on a GPU. A real student
-without a GPU has lr 2e-4, difficulty 1, 64 new tokens and 100 test problems, as in RESULTS.md.
+leaves metrics.csv, samples.jsonl, adapter/ and result.json in --out. The rules of the flags stand
+in more/flags.py. In --help a default [a | b] is a with the embedded pair, b with the hub's on a
+GPU; a real student without a GPU has lr 2e-4, difficulty 1, 64 new tokens, 100 test problems.
 """
 import math
 import re
@@ -67,7 +67,7 @@ def teacher_trajectory(solution, tokenizer):
     """y': the teacher's whole solution, as a trajectory of the student's.
 
     It is rewarded like any other. Where the teacher's own answer is wrong, R = 0, and the rule in
-    replace_rejected keeps it out.
+    replace_rejected keeps it out. (With --literal and in sft it is taken all the same.)
     """
     t = Trajectory(solution.problem, prompt_ids(tokenizer, solution.problem), text=solution.text,
                    stopped=solution.stopped, reward=solution.reward)
@@ -145,7 +145,7 @@ def give_advantages(trajectories, replacements, groups, args):
 
 # ------------------------------------------------------------------------------- loss and update
 def trained_positions(model, trajectories, pad):
-    """hidden (M, H), targets (M,), row (M,): of the M trained tokens, the state that predicts each.
+    """hidden (M, H) before each of the M trained tokens, targets (M,): their ids, row (M,): whose.
 
     The decoder alone is run. The vocabulary's logits are made later, a chunk of the M at a time.
     """
@@ -158,7 +158,7 @@ def trained_positions(model, trajectories, pad):
                                  cache=kv, use_cache=kv is not None).last_hidden_state  # (B, t, H)
     trained, _, _ = left_pad([t.mask for t in trajectories], 0, model.device)  # (B, n)
     n = trained.shape[1]  # rows end together: what is trained on is in the last n columns
-    at = trained.flatten().nonzero()[:, 0]  # (M,)
+    at = trained.flatten().nonzero()[:, 0]  # (M,) row * n + column, of each trained token
     hidden = hidden[:, -n - 1:-1].flatten(0, 1)  # (B n, H), each before the token it predicts
     return hidden.index_select(0, at), ids[:, -n:].flatten()[at], at // n
 
@@ -196,7 +196,7 @@ def matching_loss(student, teacher, part, args, pad):
 @torch.no_grad()
 def start_logprobs(student, trajectories, args, pad):
     """log pi_start of their trained tokens (M,): the student without its adapters."""
-    rows = [torch.tensor([])]  # (0,), for where there is nothing
+    rows = []
     head = student.get_output_embeddings().weight  # (V, H)
     with without_lora(student):
         for i in range(0, len(trajectories), args.micro_batch):
@@ -212,7 +212,7 @@ def update(student, teacher, optimiser, batch, args, pad):
     A micro-batch adds the gradient of its *summed* loss. The division by the whole batch's token
     count comes once, at the end, so the size of a micro-batch cannot change the step.
     """
-    if not batch:  # all rejected and none replaced: nothing to learn from
+    if not batch:  # --replace none rejected all, or nothing was scored: nothing to learn from
         return dict.fromkeys(("loss", "grad_norm", "tokens", "kl", "logprob_gap"), 0.0)
     # log pi_start of what --kl pulls on; for the log alone, eight trajectories will do
     start = start_logprobs(student, batch if args.kl else batch[:8], args, pad)  # (M,)
@@ -236,7 +236,7 @@ def update(student, teacher, optimiser, batch, args, pad):
     parameters = checkpoint.trained(student)  # A and B of each LoRALinear
     for p in parameters:
         p.grad /= tokens  # the 1/M of the loss
-    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0).item()  # before it is clipped to 1
     if not math.isfinite(norm):
         raise UserError(f"--lr {args.lr}: the gradient is no longer finite; lower it")
     optimiser.step()
@@ -263,7 +263,7 @@ def train(student, tokenizer, teacher, stream, args, out):
         x = [p for p in prompts[(step - 1) * groups:step * groups] for _ in range(n)]  # n of each
 
         # 1. Sample: y_j ~ pi(. | x), n whole trajectories for each prompt.
-        if args.method == "sft":
+        if args.method == "sft":  # n copies of one text, so that batches are alike
             y = [teacher_trajectory(solution, tokenizer) for solution in teacher.solve(x)]
         else:
             y = sample_trajectories(student, tokenizer, x, args.temperature, args.max_new_tokens,
@@ -299,14 +299,14 @@ def score_and_replace(y, teacher, tokenizer, args):
         # The teacher, who has worked the problem out, reads each y_j and says a digit.
         solutions = teacher.solve([t.problem for t in y])
         tokens = teacher.score(y, solutions)
+        if args.theta == "auto":  # at the first step; from then on it is a number
+            from more.judge import choose_theta
+            args.theta = choose_theta(y)
         if args.reward == "verbal":  # nobody knows an answer: R is the teacher's own word for it
             distinct = list({id(s): s for s in solutions}.values())
             tokens += teacher.score(distinct, distinct)
             for t in y + distinct:
                 t.reward = 0.0 if t.score is None else t.score / 9
-        if args.theta == "auto":  # at the first step; from then on it is a number
-            from more.judge import choose_theta
-            args.theta = choose_theta(y)
     if args.method == "ovd":
         y_new, more = replace_rejected(y, solutions, teacher, tokenizer, args)
         tokens += more

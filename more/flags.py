@@ -71,7 +71,7 @@ def teacher_flags(description):
     parser = sampling_flags(description)
     a = parser.add_argument
     a("--teacher", help="folder or hub name; http://HOST:PORT/v1 of a server; or self, the student "
-      "without its adapters [the embedded one]")
+      "without its adapters [the embedded one; with a real student the hub's, see train.py]")
     a("--teacher-model", help="its name, where --teacher is a server")
     a("--score", choices=["expected", "digit", "reply"], default="expected", help="S(y): mean over "
       "ten probabilities, the likeliest digit, or the digit of a reply [expected]")
@@ -158,6 +158,8 @@ def check_run_flags(args):
              "which cannot go on from the middle of a text; use --replace whole"),
             (args.reward == "verbal" and args.method not in ("ovd", "judge"), "--reward verbal is "
              "the teacher's score, and only ovd and judge ask for it"),
+            (args.kl and args.method == "logits", "--kl is no part of --method logits, whose KL is "
+             "to the teacher; leave it out"),
             (args.reward == "verbal" and args.teacher_sees_answer, "--teacher-sees-answer: with "
              "--reward verbal there is no answer to see"),
             (max(args.problems * args.samples, args.steps * (args.one_shot or args.problems)) > 1e6,

@@ -130,7 +130,7 @@ class Work(NamedTuple):
 
 
 def work_of(args, device, real=True):
-    """The Work that the flags ask for. real: of a model that was raised elsewhere."""
+    """The Work that the flags ask for. real: of no embedded model."""
     four_bit = args.bits == 4
     turns = 1 + args.turns if args.task == "search" else 1
     problems = task_stream(args.task, 0, args.difficulty)

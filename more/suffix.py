@@ -60,8 +60,13 @@ def replace_suffixes(rejected, solutions, teacher, tokenizer, theta, train_suffi
     """(for each rejected trajectory its good prefix with the teacher's ending, tokens read)."""
     prefixes, tokens = good_prefixes(teacher, rejected, solutions, theta)
     endings = teacher.solve([t.problem for t in rejected], prefixes)
-    return [splice(t, prefix, ending, tokenizer, train_suffix)
-            for t, prefix, ending in zip(rejected, prefixes, endings)], tokens
+    mended = [splice(t, prefix, ending, tokenizer, train_suffix)
+              for t, prefix, ending in zip(rejected, prefixes, endings)]
+    if mended and mended[0].problem.answer is None:  # --reward verbal: R is the teacher's word
+        tokens += teacher.score(mended, solutions)
+        for t in mended:
+            t.reward = 0.0 if t.score is None else t.score / 9
+    return mended, tokens
 
 
 def main():

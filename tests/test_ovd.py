@@ -248,3 +248,7 @@ def test_the_memory_of_the_three_losses_is_shown(monkeypatch, capsys):
                                                        "reverse KL, dense"]
     peaks = [float(row[24:35]) for row in (update, chunked, dense)]
     assert max(peaks[:2]) < peaks[2] and "times that dense" in last  # more in test_ladder.py
+    # Where no peak can be reset and one before it was higher, nothing can be told, and nothing ends.
+    monkeypatch.setattr(ovd, "reset_peak", lambda device: 2**50)
+    ovd.main()
+    assert "0 MiB" in capsys.readouterr().out.splitlines()[-1]

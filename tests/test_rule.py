@@ -116,6 +116,21 @@ def test_the_best_threshold_by_hand():
     assert best_threshold([], []) == 5.0
 
 
+def test_auto_with_the_verbal_reward_is_the_median():
+    """A 9 makes R = 1, and no attempt is right for that: nobody knows which are."""
+    class Fixed:
+        def solve(self, problems):
+            return [attempt(9.0, 0.0)] * len(problems)
+
+        def score(self, trajectories, solutions):
+            return 0  # all have their scores
+
+    scores = [2.0, 3.0, 5.0, 6.0, 7.0, 8.0, 8.0, 9.0]
+    args = train.parse([*ROOT_FLAGS, "--reward", "verbal", "--theta", "auto", "--replace", "none"])
+    train.score_and_replace([attempt(s, 0.0) for s in scores], Fixed(), None, args)
+    assert args.theta == 6.5
+
+
 def test_auto_sets_the_threshold_once_and_keeps_it(tmp_path):
     result = train.run(train.parse(["--theta", "auto", "--steps", "2", "--eval-problems", "4",
                                     "--out", str(tmp_path / "r")]))

@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DecisionConfig, PreTrainedTokenizerFast, pipeline
 
-from more.flags import TINY, is_server
+import score
+from more.flags import HUB_PAIR, TINY, is_server
 from more.judge import best_threshold, verdict
 from more.reply import parse_reply, score_replies
 from more.terminal import UserError
@@ -345,3 +346,20 @@ def test_a_tokenizer_that_splits_digits_is_one_line(teacher):
     with pytest.raises(UserError, match="each digit as one token"):
         digit_ids(tokenizer)
     assert len(digit_ids(teacher[1])[0]) == 10
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_a_real_student_is_not_graded_by_the_embedded_teacher(student, monkeypatch, real):
+    """It would know none of the words. train.py chooses the same."""
+    class Found(Exception):
+        """Carries the name of the teacher that is asked for."""
+
+    def load(args, pair, device):
+        raise Found(args.teacher)
+
+    monkeypatch.setattr(score, "sample_unseen", lambda args: (*student, []))
+    monkeypatch.setattr(score, "is_real", lambda tokenizer: real)
+    monkeypatch.setattr(score, "load_teacher", load)
+    with pytest.raises(Found) as found:
+        score.scored_attempts(score.teacher_flags("").parse_args([]))
+    assert found.value.args == (HUB_PAIR["teacher"] if real else str(TINY / "teacher"),)

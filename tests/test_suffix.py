@@ -59,6 +59,19 @@ def test_a_suffix_keeps_the_good_steps_token_by_token(student, teacher, slip):
     assert train.replace_rejected([own], solutions, judge, tokenizer, args) == ([None], 0)
 
 
+def test_with_the_verbal_reward_a_mended_text_earns_its_own_score(student, teacher, slip):
+    """Nobody knows the answer, so R is the teacher's word: it replaces what it scores above."""
+    (own, first), judge, tokenizer = slip, Teacher(*teacher), student[1]
+    own = replace(own, problem=replace(own.problem, answer=None, solution=None), reward=0.2 / 9)
+    solutions = judge.solve([own.problem])
+    (new,), read = train.replace_rejected([own], solutions, judge, tokenizer, settings())
+    assert new.text.startswith(first) and "student" in new.authors
+    _, prefixes_alone = good_prefixes(judge, [own], solutions, 5)
+    again = replace(new, score=None)
+    assert read == prefixes_alone + judge.score([again], solutions)
+    assert new.reward == again.score / 9 > 0.5
+
+
 def test_the_longest_prefix_that_is_accepted_is_kept(slip, student):
     """By hand: a teacher that scores 9 what ends in an even number, and nothing else."""
 

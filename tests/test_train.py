@@ -198,6 +198,7 @@ def test_every_script_shows_its_stage(script, capsys, name):
         (["--student", "tiny/search-student"], "has no words for these problems"),
         (["--teacher-model", "x"], "--teacher-model names a teacher on a server"),
         (["--method", "logits", "--teacher", "self"], "use --method ovd"),
+        (["--method", "logits", "--kl", "0.1"], "--kl is no part of --method logits"),
         (["--corpus", "x.jsonl"], "--corpus is for --task search"),
         (["--data", ""], "--data is empty"),
         (["--teacher", ""], "--teacher is empty"),

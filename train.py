@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from more import adapter, checkpoint, plan, record  # what a run leaves behind, and its memory
-from more.checks import check_same_vocabulary, check_words, default_student
+from more.checks import check_same_vocabulary, check_student, default_student
 from more.data import load_problems
 from more.flags import WITHOUT_TEACHER, check_run_flags, fill_in, run_flags
 from more.machine import PEAKS, mark, pick_device
@@ -134,8 +134,8 @@ def give_advantages(trajectories, replacements, groups, args):
         # the mean of this group is subtracted, unless:
         if args.method == "sft" or args.method == "ovd" and args.baseline == "none":
             baseline = torch.zeros(1)
-        elif args.method == "ovd" and args.baseline == "own":
-            baseline = torch.tensor([t.reward for t in trajectories[i:i + n]])  # (n,) R(y)
+        elif args.method == "ovd" and args.baseline == "own":  # R(y) of those that have a score
+            baseline = torch.tensor([t.reward for t in trajectories[i:][:n] if t.score is not None])
         advantages = group_advantages(rewards, baseline)  # (K,)
         for (t, _), advantage in zip(group, advantages.tolist()):
             t.advantage = advantage  # each of its tokens will have this one
@@ -285,7 +285,7 @@ def train(student, tokenizer, teacher, stream, args, out):
                      "teacher_read": tokens_read, "seconds": time.time() - began})
         record.log_step(out, rows[-1], y, y_new)
         record.check_scored(rows[-1], args, teacher)
-        checkpoint.save(out, student, optimiser, teacher, rows, args)
+        checkpoint.save(out, student, optimiser, teacher, rows, prompts, args)
         record.show_step(bar, rows)
     return rows
 
@@ -348,7 +348,7 @@ def load_pair(args, device):
     print(f"teacher {args.teacher_model or f'{args.teacher}, {args.bits}-bit'}")
     teacher = load_teacher(args, (student, tokenizer), device, args.batch)
     if args.method == "logits":
-        check_same_vocabulary(tokenizer, teacher.tokenizer)
+        check_same_vocabulary(tokenizer, teacher, args.teacher)
     return student, tokenizer, base, teacher
 
 
@@ -369,7 +369,7 @@ def run(args, test=evaluate, began=None):
     student, tokenizer, base, teacher = load_pair(args, device)
     mark("loading")
     stream, unseen = load_problems(args)
-    check_words(tokenizer, unseen[0], args.student)
+    check_student(student, tokenizer, unseen[0], args.student)
     checkpoint.begin(out, asked, student)
     record.announce(args, unseen, out)
     with record.named_stops(args, out):

@@ -13,7 +13,7 @@ import torch
 from transformers import TextStreamer
 
 from more.checks import check_numbers
-from more.flags import embedded
+from more.flags import check_sampling_flags, embedded
 from more.machine import pick_device
 from more.terminal import UserError, fail_in_one_line, quiet
 from sample import load_student, prompt_ids, sample_trajectories, without_lora
@@ -36,6 +36,7 @@ def stream_answer(model, tokenizer, problem, args):
     ids = torch.tensor([prompt_ids(tokenizer, problem)], device=model.device)  # (1, T)
     how = dict(do_sample=True, temperature=args.temperature, top_k=0, top_p=1.0) \
         if args.temperature else dict(do_sample=False)
+    how["repetition_penalty"] = 1.0  # many a real model brings another
     check_numbers(model, model(input_ids=ids).logits)
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how,
                    max_new_tokens=args.max_new_tokens, pad_token_id=tokenizer.pad_token_id,
@@ -67,6 +68,7 @@ def ask(args):
     """Answer the question or questions that sample.py was asked."""
     if args.task != "math":
         raise UserError("--ask is for --task math; a question to search for needs a world")
+    check_sampling_flags(args)
     quiet()
     name = args.student or embedded(args.task, "student")
     model, tokenizer, base = load_student(name, args.bits, pick_device())

@@ -122,8 +122,11 @@ def write_whole(path, text):
 
 
 # ------------------------------------------------------------------------------- saving
-def save(out, student, optimiser, teacher, rows, args):
-    """Write the checkpoint of the step that rows end with, if the last one is old enough."""
+def save(out, student, optimiser, teacher, rows, problems, args):
+    """Write the checkpoint of the step that rows end with, if the last one is old enough.
+
+    problems: those of the run, in their order.
+    """
     now = time.time()
     if now - LAST[out] < SECONDS:
         return
@@ -134,7 +137,7 @@ def save(out, student, optimiser, teacher, rows, args):
         tensors[f"{i}"] = p.detach().cpu().contiguous()
         for name, value in optimiser.state[p].items():  # step, and two running means
             tensors[f"{i}.{name}"] = value.detach().cpu().contiguous()
-    state = {"rows": rows, "theta": args.theta, "written": pack(teacher),
+    state = {"rows": rows, "theta": args.theta, "written": pack(teacher, problems),
              "sizes": {name: (out / name).stat().st_size for name in LOGS}}
     part = out / f"{NAME}.part"
     try:
@@ -152,11 +155,16 @@ def trained(student):
     return [p for p in student.parameters() if p.requires_grad]
 
 
-def pack(teacher):
-    """What the teacher has written so far, as rows of JSON."""
+def pack(teacher, problems):
+    """What the teacher has written so far, as rows of JSON.
+
+    Which problem a text belongs to is told by its place among those of the run: in search two
+    worlds may have one question, with another answer each.
+    """
+    place = {problem: i for i, problem in enumerate(dict.fromkeys(problems))}
     return [] if teacher is None else [
-        [problem.question, beginning, t.text, t.stopped, t.reward, len(t.prompt_ids), sum(t.mask)]
-        for (problem, beginning), t in teacher.written.items()]
+        [place[problem], problem.question, beginning, t.text, t.stopped, t.reward,
+         len(t.prompt_ids), sum(t.mask)] for (problem, beginning), t in teacher.written.items()]
 
 
 # ------------------------------------------------------------------------------- going on
@@ -182,24 +190,24 @@ def load(out, student, optimiser, teacher, problems, args):
             torch.cuda.set_rng_state(tensors["random.cuda"])
         for name, size in state["sizes"].items():  # lines of a step that was not kept
             os.truncate(out / name, size)
+        args.theta = state["theta"]
+        unpack(state["written"], teacher, list(dict.fromkeys(problems)))
+        return state["rows"]
+    except UserError:
+        raise
     except Exception as e:
         raise UserError(f"--out {out}: its {NAME} is damaged ({type(e).__name__} {e}); delete that "
                         "file to begin the run anew, or give a new folder")
-    args.theta = state["theta"]
-    unpack(state["written"], teacher, problems)
-    return state["rows"]
 
 
 def unpack(written, teacher, problems):
     """Give a teacher back what it had written: texts, and how long they were."""
-    by_question = {problem.question: problem for problem in problems}
-    for question, beginning, text, stopped, reward, read, tokens in written:
-        if question not in by_question:
+    for i, question, beginning, text, stopped, reward, read, tokens in written:
+        if i >= len(problems) or problems[i].question != question:
             raise UserError("--out holds a run on other problems, so --data has changed; restore "
                             "that file, or give a new folder")
-        problem = by_question[question]
-        teacher.written[problem, beginning] = Trajectory(
-            problem, prompt_ids=[0] * read, mask=[1] * tokens, stopped=stopped, text=text,
+        teacher.written[problems[i], beginning] = Trajectory(
+            problems[i], prompt_ids=[0] * read, mask=[1] * tokens, stopped=stopped, text=text,
             reward=reward)
 
 

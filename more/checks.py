@@ -12,6 +12,7 @@ from functools import cache
 from textwrap import shorten
 
 import huggingface_hub
+import torch
 
 from more.flags import HUB_PAIR, embedded
 from more.machine import trim
@@ -92,12 +93,34 @@ def check_numbers(model, logits):
                         "damaged, fetch it again")
 
 
-def check_words(tokenizer, problem, name):
-    """Raise UserError where a student has no words for a problem: the embedded ones know 380."""
+def check_words(tokenizer, problem, name, flag="--student"):
+    """Raise UserError where a model has no words for a problem: the embedded ones know 380."""
     words = tokenizer.encode(problem.question, add_special_tokens=False)
     if words.count(tokenizer.unk_token_id) > len(words) / 4:
-        raise UserError(f"--student {name} has no words for these problems; name one that has, "
+        raise UserError(f"{flag} {name} has no words for these problems; name one that has, "
                         "like Qwen/Qwen3-0.6B, or give the --task that it was made for")
+
+
+@torch.no_grad()
+def check_head(model, ids, flag, name):
+    """Raise UserError where logits are more than hidden states times the head's matrix.
+
+    Some families scale or cap them. The losses make them from the states, a chunk at a time, and
+    would take them for those of another policy. ids: tokens to try it with.
+    """
+    ids = torch.tensor([ids], device=model.device)  # (1, T)
+    hidden = model.get_decoder()(input_ids=ids).last_hidden_state  # (1, T, H)
+    product = (hidden @ model.get_output_embeddings().weight.T).float().log_softmax(-1)
+    said = model(input_ids=ids).logits.float().log_softmax(-1)  # (1, T, V)
+    if (said - product).abs().max() > 0.5:  # nats; it should be rounding
+        raise UserError(f"{flag} {name}: its head is more than a matrix product, so use a Qwen- or "
+                        "Llama-like model")
+
+
+def check_student(model, tokenizer, problem, name):
+    """Raise UserError where a student has no words for a problem, or cannot be trained here."""
+    check_words(tokenizer, problem, name)
+    check_head(model, tokenizer.encode(problem.question)[:16], "--student", name)
 
 
 def check_context(model, tokens, advice):
@@ -108,8 +131,9 @@ def check_context(model, tokens, advice):
                         f"{model.config.name_or_path}; {advice}")
 
 
-def check_same_vocabulary(tokenizer, other):
-    """Raise UserError where two tokenizers differ, so that there are no logits to match."""
-    if tokenizer.get_vocab() != other.get_vocab():
+def check_same_vocabulary(tokenizer, teacher, name):
+    """Raise UserError where a teacher's tokenizer or head is such that no logits can be matched."""
+    check_head(teacher.model, tokenizer.encode("1 + 2 = 3"), "--teacher", name)
+    if tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise UserError("--method logits: student and teacher have different vocabularies, so "
                         "there is nothing to match; use --method ovd, which needs text alone")

@@ -57,7 +57,7 @@ class TextProblem(Problem):
     def is_right(self, text):
         """Exact match, after normalise()."""
         answer = find_answer(text)
-        return answer is not None and normalise(answer) == normalise(self.answer)
+        return None not in (answer, self.answer) and normalise(answer) == normalise(self.answer)
 
 
 def find_answer(text):

@@ -56,7 +56,7 @@ def print_averages(rows, result):
               f"compare, no gradient), advantages {average(rows, 'advantage'):.2f} in size, "
               f"{average(rows, 'spread'):.2f} in spread")
     entropy = [result[when]["entropy"] for when in ("before", "after")]
-    print(f"update: gradient norm {average(rows, 'grad_norm'):.2f}, KL to the start "
+    print(f"update: gradient norm {average(rows, 'grad_norm'):.2f}, KL to the base model "
           f"{average(rows, 'kl'):.2f}, entropy {entropy[0]:.2f} -> {entropy[1]:.2f} nats a token, "
           f"{average(rows, 'cut_off'):.0%} cut off".replace("nan", "not measured"))
 
@@ -71,17 +71,23 @@ def likely_reason(rows, result):
     """The first of the usual reasons that holds, as a sentence with what to try."""
     settings, third = result["settings"], max(1, len(rows) // 3)
     first, last = rows[:third], rows[-third:]
-    tied, reward = share_tied(rows, settings), average(rows, "reward")
+    method, reward = settings["method"], average(rows, "reward")
+    tied = share_tied(rows, settings) * (method not in ("logits", "sft"))  # these compare nothing
+    nothing_right = "the groups tied, for hardly anything was right; try "
     more_score = average(last, "score") - average(first, "score")
     more_reward = average(last, "reward") - average(first, "reward")
     reasons = {
         "most were cut off before an answer; raise --max-new-tokens":
             average(rows, "cut_off") > 0.5,
         "replacement made the rewards of a group equal; use --baseline own":
-            settings["baseline"] == "mixed" and tied > 0.8,
-        "the groups tied, for hardly anything was right; try --method ovd, more --samples, or "
-        "easier problems": tied > 0.8 and reward < 0.1,
-        "the groups tied, for nearly all was right; try harder problems": tied > 0.8,
+            method == "ovd" and settings["baseline"] == "mixed" and tied > 0.8,
+        nothing_right + "more --samples, or easier problems":
+            method == "ovd" and tied > 0.8 and reward < 0.1,
+        nothing_right + "--method ovd, more --samples, or easier problems":
+            tied > 0.8 and reward < 0.1,
+        "the groups tied, for nearly all was right; try harder problems":
+            tied > 0.8 and reward > 0.9,
+        "the groups tied, for nearly all earned the same; try another --method": tied > 0.8,
         "the scores rose and the share of right ones did not, so it learned to please the teacher; "
         "see python -m more.judge": more_score > 0.5 and more_reward < 0.02,
         "the teacher's scores do not tell right from wrong; see python -m more.judge":

@@ -97,15 +97,17 @@ def run_flags(description):
     a("--theta", type=threshold, help="accepted where S(y) >= theta; auto: the cut that tells "
       "right from wrong best among the first attempts, or with --reward verbal their median "
       "[5 | auto]")
-    a("--literal", action="store_true", help="replace even by what earns no more than the attempt")
+    a("--literal", action="store_true", help="ovd: replace even by what earns no more than the "
+      "attempt")
     a("--reward", choices=["outcome", "verbal"], default="outcome", help="R: is the answer right; "
       "or, where nobody knows, the teacher's own score / 9 [outcome]")
-    a("--replace", choices=["none", "whole", "suffix"], default="whole", help="a rejected one by: "
-      "nothing; the teacher's own; its good steps and the teacher's continuation [whole]")
-    a("--suffix", choices=["trained", "read"], default="trained", help="is the latter trained on?")
-    a("--baseline", choices=["none", "own", "mixed", "union"], default="own", help="subtracted "
-      "from R: nothing; the mean of the student's own group before replacement; of the mixed group "
-      "(it fails, try it); of both together, the rejected ones staying in [own]")
+    a("--replace", choices=["none", "whole", "suffix"], default="whole", help="ovd: a rejected one "
+      "by: nothing; the teacher's own; its good steps and the teacher's continuation [whole]")
+    a("--suffix", choices=["trained", "read"], default="trained", help="ovd: is the latter "
+      "trained on? [trained]")
+    a("--baseline", choices=["none", "own", "mixed", "union"], default="own", help="ovd: "
+      "subtracted from R: nothing; the mean of the student's own group before replacement; of the "
+      "mixed group (it fails, try it); of both together, the rejected ones staying in [own]")
     a("--lr", type=number(float, 1e-12, 1), help="learning rate of AdamW [5e-4 | 5e-5]")
     a("--kl", type=number(float, 0, 1e6), default=0.0, help="pull to the untrained student [0]")
     a("--eval-problems", type=size, help="unseen ones, to test on [500]")
@@ -158,6 +160,9 @@ def check_run_flags(args):
              "which cannot go on from the middle of a text; use --replace whole"),
             (args.reward == "verbal" and args.method not in ("ovd", "judge"), "--reward verbal is "
              "the teacher's score, and only ovd and judge ask for it"),
+            (args.replace == "none" and args.baseline == "union" and args.method == "ovd",
+             "--baseline union counts the rejected ones, and --replace none drops them; use "
+             "--baseline mixed"),
             (args.kl and args.method == "logits", "--kl is no part of --method logits, whose KL is "
              "to the teacher; leave it out"),
             (args.reward == "verbal" and args.teacher_sees_answer, "--teacher-sees-answer: with "

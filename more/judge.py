@@ -23,8 +23,9 @@ from statistics import mean, median
 import torch
 from tqdm import tqdm
 
+from more.checks import check_words
 from more.data import read_jsonl
-from more.flags import check_teacher_flags, embedded, teacher_flags
+from more.flags import check_teacher_flags, embedded, is_server, teacher_flags
 from more.machine import pick_device
 from more.terminal import UserError, fail_in_one_line, quiet
 from ovd import accept, expected_score, most_likely_score
@@ -218,6 +219,8 @@ def rescore(args):
         student = load_student(args.student or embedded("math", "student"), args.bits,
                                pick_device())[:2]
     teacher = load_teacher(args, student, pick_device())
+    if not is_server(args.teacher):
+        check_words(teacher.tokenizer, before[0].problem, args.teacher, "--teacher")
     after, solutions = [replace(t) for t in before], teacher.solve([t.problem for t in before])
     for i in tqdm(range(0, len(after), 64), desc="scoring", leave=False):
         teacher.score(after[i:i + 64], solutions[i:i + 64])

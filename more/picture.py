@@ -13,17 +13,18 @@ from more.terminal import UserError, fail_in_one_line, make_parser
 LOOK = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def draw_training(axes, rows, one_shot):
+def draw_training(axes, rows, settings):
     """Three lines over the updates, told apart without colour."""
     steps = [row["step"] for row in rows]
-    lines = [("reward", 1, "right, % of the samples", dict(ls="-", color="black", lw=2.5)),
+    reward = "mean R, %" if settings.get("reward") == "verbal" else "right, % of the samples"
+    lines = [("reward", 1, reward, dict(ls="-", color="black", lw=2.5)),
              ("score", 9, "teacher's score, % of 9", dict(ls="--", color="tab:blue", lw=2)),
              ("replaced", 1, "replaced by the teacher, %", dict(ls=":", color="tab:orange",
                                                                 lw=2.5))]
     for column, most, label, look in lines:
         axes.plot(steps, [100 * row[column] / most for row in rows], label=label, **look)
     axes.set(xlabel="update", ylim=(-2, 102),
-             title="The one problem it trains on" if one_shot else "In training")
+             title="The one problem it trains on" if settings["one_shot"] else "In training")
     axes.legend(frameon=False, fontsize=11, handlelength=1.5, loc="best")
 
 
@@ -57,7 +58,7 @@ def main():
     with rc_context(LOOK):
         figure = Figure(figsize=(11, 4.2))
         left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
-        draw_training(left, rows, result["settings"]["one_shot"])
+        draw_training(left, rows, result["settings"])
         draw_test(right, result)
         figure.tight_layout()
         save(figure, args.target)

@@ -54,7 +54,8 @@ def step_figures(y, y_new, batch, tied, args):
     """What is logged of a step beside the update's own figures; more/README.md explains each."""
     right, wrong = scores_of(y)
     sizes = [t.advantage for t in batch] or [0.0]
-    return {"reward": mean(t.reward for t in y), "score": mean(right + wrong or [math.nan]),
+    known = [t.reward for t in y if args.reward == "outcome" or t.score is not None]
+    return {"reward": mean(known or [math.nan]), "score": mean(right + wrong or [math.nan]),
             "auc": auc(right, wrong) if args.reward == "outcome" else math.nan,
             "scored": len(right + wrong) / len(y),
             "accepted": mean(t.score is not None and accept(t.score, args.theta) for t in y),
@@ -189,7 +190,10 @@ def where_to_look(out, report):
     if not report:
         return f"python -m more.report {out} shows this run as a page; more.explain sums it up"
     from more.report import write_report
-    return f"the page of this run is {write_report(out)}"
+    try:
+        return f"the page of this run is {write_report(out)}"
+    except UserError as e:  # no step was taken: the run itself went well
+        return f"no page was written: {e}"
 
 
 def say_again(result, out, report):

@@ -44,9 +44,13 @@ def mark_words(text, other, label=""):
     return runs
 
 
-def say_result(t):
-    """What a text earned: its outcome in words; and its sign, [class, words], of its advantage."""
+def say_result(t, verbal):
+    """What a text earned: its outcome in words; and its sign, [class, words], of its advantage.
+
+    verbal: R is the teacher's own score, and nobody knows what is right.
+    """
     outcome = {0: "wrong", 1: "right"}.get(t["reward"], f"F1 {t['reward']:.2f}")
+    outcome = f"R {t['reward']:.2f}" if verbal else outcome
     advantage = t["advantage"]
     sign = ["", "not trained on" if advantage is None else "advantage 0"]
     if advantage:
@@ -68,33 +72,36 @@ def judge_attempt(t, theta):
         "says": ", ".join(f"{digit}: {p:.0%}" for digit, p in probs)}
 
 
-def kinds_of(t, theta):
+def kinds_of(t, theta, verbal):
     """Which of KINDS a line of samples.jsonl is counted among."""
-    scored, right = t["score"] is not None, t["reward"] == 1
+    scored, right = t["score"] is not None and not verbal, t["reward"] == 1
     accepted = scored and t["score"] >= theta
     fits = [True, accepted and not right, scored and right and not accepted, bool(t["replaced_by"])]
     return [kind for kind, fit in zip(KINDS, fits) if fit]
 
 
-def read_attempts(path, theta):
+def read_attempts(path, theta, verbal):
     """The lines of samples.jsonl as cards. ValueError names a line that is no JSON."""
     lines = path.read_text(encoding="utf-8").strip().replace("\n", ",\n")
     attempts = json.loads(f"[{lines}]", parse_constant={}.get)  # NaN, which is no JSON, as None
     scored = any(t["score"] is not None for t in attempts)
-    return [make_card(t, theta, scored) for t in attempts]
+    return [make_card(t, theta, scored, verbal) for t in attempts]
 
 
-def make_card(t, theta, scored):
+def make_card(t, theta, scored, verbal):
     """What the page shows of one line; scored: does the teacher of this run give scores?"""
     text, put = t["text"], t["replaced_by"]
     card = {key: t[key] for key in ("step", "question", "answer", "score", "advantage")}
-    card |= say_result(t) | {"kinds": kinds_of(t, theta), "replaced_by": None,
+    card |= say_result(t, verbal) | {"kinds": kinds_of(t, theta, verbal), "replaced_by": None,
                              "judged": judge_attempt(t, theta) if scored else None,
                              "words": mark_words(text, put["text"] if put else text)}
     if put:
         new, kept = put["text"], put.get("kept", 0)
         words = mark_words(new[:kept], text[:kept], "kept") + mark_words(new[kept:], text[kept:])
-        card["replaced_by"] = {"advantage": put["advantage"], "words": words, **say_result(put)}
+        card["replaced_by"] = {"advantage": put["advantage"], "words": words,
+                               **say_result(put, verbal)}
+    if verbal:
+        card["answer"] = "unknown to this run"
     return card
 
 
@@ -151,25 +158,29 @@ def describe_run(folder):
     rows, result = read_run(folder)
     before, after, settings = result["before"], result["after"], result["settings"]
     method, theta = result["method"], settings["theta"]
-    attempts = read_attempts(folder / "samples.jsonl", theta)
+    verbal = settings.get("reward") == "verbal"
+    attempts = read_attempts(folder / "samples.jsonl", theta, verbal)
     scored = any(t["judged"] for t in attempts)
     figures = {"pass_at_1": ("right, sampled", ".1%"), "greedy": ("right, greedy", ".1%"),
-               "f1": ("F1", ".2f"), "searches": ("searches an attempt", ".1f", settings["turns"])}
+               "f1": ("F1", ".2f"),
+               "searches": ("searches an attempt", ".1f", max(1, settings["turns"]))}
     return {
         "sentence": f"{method}{' from one problem' * result['one_shot']}: "
         f"{before['pass_at_1']:.1%} → {after['pass_at_1']:.1%} of {after['n']} unseen problems "
         f"right ({100 * (after['pass_at_1'] - before['pass_at_1']):+.1f} points)",
         "facts": say_facts(result), "note": NOTES.get(method, "") if not scored else
-        f"Bars: how likely each digit is to the teacher. Dashed: θ = {theta:g}. Dot: S(y), the "
-        "mean digit. Words that differ are underlined. Wrong but accepted: the teacher was taken "
-        "in. Right but rejected: what was good got lost.",
+        f"Bars: how likely each digit is to the teacher. Dashed: θ = {theta:g}. Dot: S(y). "
+        "Words that differ are underlined. " + ("R is the teacher's own score / 9." if verbal else
+        "Wrong but accepted: the teacher was taken in. Right but rejected: what was good would get "
+        "lost, if not for the rule."),
         "rows": [draw_change(name, before[key], after[key], *form)
                  for key, (name, *form) in figures.items() if key in after],
         "charts": [{"title": "In training", "top": "100% or 9" if scored else "100%", "lines": [
-            draw_line(i, name, [row[column] for row in rows], most)
+            draw_line(i, "R" if verbal and not i else name, [row[column] for row in rows], most)
             for i, (column, (name, most)) in enumerate(CURVES.items()) if scored or not i]}],
         "writer": "teacher" if method == "sft" else "student",
-        "kinds": KINDS if scored else [], "attempts": attempts}
+        "kinds": [] if not scored else ["all", "replaced"] if verbal else KINDS,
+        "attempts": attempts}
 
 
 def draw_seeds(runs):

@@ -130,7 +130,8 @@ Reply with one digit from 0 (all wrong) to 9 (all right)."""
     def step_ends(self, text):
         """Where each step but the last ends, in characters. A step is a turn, or a sentence where
         nothing was searched for."""
-        ends = [m.end() for m in re.finditer("</information>", text)]
+        # With the line's end, which is the environment's too: one token may hold both.
+        ends = [m.end() for m in re.finditer("</information>\n?", text)]
         return ends or super().step_ends(text)
 
     def reply(self, text):

@@ -43,7 +43,7 @@ def splice(t, prefix, solution, tokenizer, train_suffix=True):
     """
     def characters(k):
         """How long the text of the first k tokens is."""
-        return len(tokenizer.decode(t.ids[:k]).lstrip())
+        return len(tokenizer.decode(t.ids[:k], skip_special_tokens=True).lstrip())
     # The student's own tokens within the prefix. A token that reaches over its end is left out,
     # and the teacher's text begins where the last token that is kept ends.
     k = bisect_right(range(len(t.ids) + 1), len(prefix), key=characters) - 1 if prefix else 0

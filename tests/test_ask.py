@@ -10,7 +10,7 @@ import torch
 
 from more.adapter import save_adapter
 from more.flags import TINY
-from sample import add_lora, load_model, lora_layers
+from sample import add_lora, load_model, load_student, lora_layers
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Mia has 12 apples. Mia wins 5. How many apples does Mia have now?"
@@ -55,3 +55,19 @@ def test_a_search_question_is_refused_in_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as e:
         ask(monkeypatch, "--ask", "Where?", "--task", "search")
     assert e.value.code == 2 and "--ask is for --task math" in capsys.readouterr().err
+
+
+def test_the_streamed_answer_is_from_the_same_softmax_as_the_others(monkeypatch, capsys):
+    """A model may bring a penalty for repeating itself, as Qwen2.5's does."""
+    model, tokenizer, base = load_student(TINY / "student", 4, "cpu")
+    model.generation_config.repetition_penalty = 8.0
+    monkeypatch.setattr("more.ask.load_student", lambda *_: (model, tokenizer, base))
+    ask(monkeypatch, "--ask", QUESTION, "--temperature", 0, "--max-new-tokens", 24)
+    _, _, streamed, *others, _, _ = capsys.readouterr().out.splitlines()
+    assert {line.partition("  ")[2].partition("  ")[2] for line in others} == {streamed}
+
+
+def test_a_temperature_that_nothing_can_be_divided_by_is_refused(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as e:
+        ask(monkeypatch, "--ask", QUESTION, "--temperature", "1e-40")
+    assert e.value.code == 2 and "--temperature" in capsys.readouterr().err

@@ -152,7 +152,7 @@ RESCORED = {  # a change to a good row of samples.jsonl, or a line of its own: t
     "half_emoji": (r'{"question": "\ud83d"}', "line 2"), "cut": ('{"question": "q", "ans', "line 2"),
 }
 RUNS = [(f"more.judge --rescore rescore/{name}.jsonl", word) for name, (_, word) in RESCORED.items()] + [
-    ("more.judge --rescore nowhere.jsonl", "nowhere.jsonl"), ("more.judge --rescore empty", "empty"),
+    ("more.judge --rescore other-words.jsonl", "--teacher"), ("more.judge --rescore nowhere.jsonl", "nowhere.jsonl"), ("more.judge --rescore empty", "empty"),
     ("more.judge --rescore blank.jsonl", "blank.jsonl"), ("more.judge --rescore fifo", "fifo"),
     ("train --out math.jsonl", "math.jsonl"), ("train --out math.jsonl/r", "math.jsonl"), ("train --out run", "another run"),
     ("train --out {LONG}", "--out"), ("train --out marked", "marked"), ("train --out mark_cut", "damaged"),
@@ -191,6 +191,7 @@ def write_files(folder):
     for name, (line, _) in RESCORED.items():
         line = line if isinstance(line, str) else json.dumps(ROW | line)
         write(folder / f"rescore/{name}.jsonl", f"{json.dumps(ROW)}\n{line}\n")
+    write(folder / "other-words.jsonl", json.dumps(ROW | {"question": "Which town is France's capital?"}))
 
 
 def write_runs(folder):

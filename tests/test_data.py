@@ -332,3 +332,10 @@ def test_the_command_shows_problems_and_the_check(tmp_path):
     done = subprocess.run([*command, "--answer-field", "no"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: FILE ") and (
         "line 1: KeyError 'no'" in done.stderr) and done.stderr.count("\n") == 1
+
+
+def test_where_no_answer_is_known_nothing_is_right():
+    """As with --reward verbal, where a server's teacher asks for the reward of its own text."""
+    assert not TextProblem("How many?", None).is_right(r"\boxed{7}")
+    assert TextProblem("How many?", "7").is_right(r"\boxed{7}")
+    assert TextProblem("How many?", None).reward("no answer") == 0

@@ -43,6 +43,9 @@ def write_run(folder, rows, after, **settings):
         ("ovd", {"cut_off": 0.9}, "--max-new-tokens"),
         ("grpo", {"tied_groups": 1, "reward": 0.0}, "hardly anything was right"),
         ("grpo", {"tied_groups": 1, "reward": 1.0}, "nearly all was right"),
+        ("format", {"tied_groups": 1, "reward": 0.3}, "nearly all earned the same"),
+        ("ovd", {"tied_groups": 1, "reward": 0.0}, "right; try more --samples"),  # it is ovd
+        ("logits", {"tied_groups": 1, "auc": float("nan")}, "none of the usual"),  # compares none
         ("judge", {"score": (3.0, 6.0), "reward": (0.4, 0.1)}, "please the teacher"),
         ("ovd", {"auc": 0.5}, "do not tell right from wrong"),
         ("ovd", {"kl": 0.001}, "hardly moved"),
@@ -64,8 +67,15 @@ def test_the_literal_reading_and_a_teacher_that_never_scored(tmp_path, capsys):
     write_run(tmp_path, rows, 0.3, baseline="mixed", one_shot=False)
     explain(tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert "100% tied" in lines[1] and "KL to the start not measured" in lines[2]
+    assert "100% tied" in lines[1] and "KL to the base model not measured" in lines[2]
     assert "use --baseline own" in lines[3]
+
+
+def test_where_nothing_is_replaced_the_mixed_mean_is_no_reason(tmp_path, capsys):
+    rows = figures(tied_groups=1, reward=0.0)
+    write_run(tmp_path, rows, 0.3, baseline="mixed", method="grpo")
+    explain(tmp_path)
+    assert "hardly anything was right" in capsys.readouterr().out
 
 
 def test_what_is_no_finished_run_is_one_line_that_names_the_file(tmp_path):

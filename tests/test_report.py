@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from more.report import write_report
-from more.report_data import draw_line, kinds_of, mark_words, read_gains
+from more.report_data import describe_run, draw_line, kinds_of, mark_words, read_gains
 from more.terminal import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -108,7 +108,7 @@ def test_what_the_environment_said_is_labelled():
 
 def test_kinds_by_hand():
     def kinds(**values):
-        return kinds_of(attempt(1, "x") | values, 5.0)[1:]
+        return kinds_of(attempt(1, "x") | values, 5.0, verbal=False)[1:]
 
     assert kinds(score=5.0, reward=0.0) == ["wrong but accepted"]  # accepted at theta itself
     assert kinds(score=4.9, reward=1.0) == ["right but rejected"]
@@ -116,6 +116,21 @@ def test_kinds_by_hand():
     assert kinds(score=9.0, reward=1.0) == kinds(score=0.0) == []
     assert kinds(score=None, reward=1.0) == kinds(score=None) == []  # nobody judged it
     assert kinds(replaced_by={"text": "y"}) == ["replaced"]
+
+
+def test_with_the_verbal_reward_nobody_knows_what_is_right(tmp_path):
+    put = attempt(1, "x", 8.9 / 9, 8.9) | {"answer": None}
+    folder = tmp_path / "run"
+    make_run(folder, [put, attempt(1, "y", 0.0, 1.0, "z") | {"answer": None}])
+    result = json.loads((folder / "result.json").read_text())
+    result["settings"] |= {"reward": "verbal", "turns": 0}
+    (folder / "result.json").write_text(json.dumps(result))
+    page = describe_run(folder)
+    assert page["kinds"] == ["all", "replaced"]
+    assert [card["kinds"] for card in page["attempts"]] == [["all"], ["all", "replaced"]]
+    assert [card["outcome"] for card in page["attempts"]] == ["R 0.99", "R 0.00"]
+    assert page["attempts"][0]["answer"] == "unknown to this run"
+    assert page["charts"][0]["lines"][0]["label"] == "R"
 
 
 def test_path_of_a_curve_by_hand():

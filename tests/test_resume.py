@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 import train
 from more import checkpoint, record
 from more.terminal import UserError
+from sample import Trajectory
+from tasks import Problem
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--steps", "4", "--problems", "2", "--samples", "4", "--eval-problems", "4", "--seed", "3"]
@@ -232,3 +234,26 @@ def test_a_first_step_of_minutes_is_kept_at_once(tmp_path, monkeypatch):
             run_to_the_end(out)
         monkeypatch.setattr(train, "update", real)
         assert (out / checkpoint.NAME).exists() == kept
+
+
+def test_two_problems_with_one_question_keep_their_own_solutions():
+    """In search two worlds may share a question. Stopped twice, each has what it had."""
+    problems = [Problem("Who?", "A"), Problem("Who?", "B"), Problem("Who?", "A")]
+    teacher = SimpleNamespace(written={
+        (p, ""): Trajectory(p, prompt_ids=[1] * 5, mask=[1] * 3, text=p.answer, reward=1.0)
+        for p in reversed(problems)})
+    for _ in range(2):
+        rows = checkpoint.pack(teacher, problems)
+        teacher = SimpleNamespace(written={})
+        checkpoint.unpack(rows, teacher, list(dict.fromkeys(problems)))
+        assert {p.answer: t.text for (p, _), t in teacher.written.items()} == {"A": "A", "B": "B"}
+    with pytest.raises(UserError, match="on other problems"):
+        checkpoint.unpack(rows, teacher, problems[:1])
+
+
+def test_without_a_step_there_is_no_page_and_the_run_ends_well(tmp_path, capsys):
+    """--report --steps 0 tests and does not train."""
+    for _ in range(2):  # and the same command again
+        run_to_the_end(tmp_path / "r", "--steps", "0", "--method", "grpo", "--report")
+        *_, line, last = capsys.readouterr().out.splitlines()
+        assert line.startswith("no page was written: ") and last.startswith("grpo: ")

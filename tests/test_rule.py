@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 import train
-from more import data
+from more import data, record
 from more.flags import TINY
 from more.judge import best_threshold
 from sample import Trajectory, sample_trajectories
@@ -146,3 +146,12 @@ def test_a_one_shot_run_whose_teacher_is_wrong_says_so_and_goes_on(tmp_path, cap
                                "--out", str(tmp_path / str(seed))]))
         said.append("does not solve the one problem" in capsys.readouterr().out)
     assert any(said) and not all(said)
+
+
+def test_without_a_score_there_is_no_verbal_reward_to_compare_with():
+    """Two sevens and two of which nothing was said: the sevens tie."""
+    group = [attempt(7.0, 7 / 9), attempt(7.0, 7 / 9), attempt(None, 0.0), attempt(None, 0.0)]
+    args = train.parse([*ROOT_FLAGS, "--reward", "verbal"])
+    assert train.give_advantages(group, [None] * 4, 1, args) == 1
+    assert [t.advantage for t in group] == [pytest.approx(0, abs=1e-6)] * 2 + [None] * 2
+    assert record.step_figures(group, [None] * 4, group[:2], 1, args)["reward"] == 7 / 9

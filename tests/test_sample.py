@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 import sample
 from more import machine
-from more.checks import check_words
+from more.checks import check_head, check_same_vocabulary, check_student, check_words
 from more.flags import TINY
 from more.quick import ROOM, roomy_cache, unpacked
 from more.safe_text import as_data
@@ -611,3 +611,18 @@ def test_only_the_embedded_models_are_no_real_ones(student, teacher):
     assert [is_real(t) for t in (student[1], teacher[1], real, None)] == [False, False, True, True]
     prompt = student[1].decode(prompt_ids(student[1], PROBLEMS[0]))
     assert "Answer:" in prompt and "boxed" not in prompt
+
+
+def test_a_head_that_scales_its_logits_is_refused_before_any_training(student, teacher):
+    """As Granite's does. The losses would take its hidden states for those of another policy."""
+    (model, tokenizer), ids = student, prompt_ids(student[1], PROBLEMS[0])
+    check_head(model, ids, "--student", "tiny")
+    hook = model.get_output_embeddings().register_forward_hook(lambda layer, x, logits: logits / 4)
+    try:
+        with pytest.raises(UserError, match="--student tiny: its head is more than"):
+            check_student(model, tokenizer, PROBLEMS[0], "tiny")
+        with pytest.raises(UserError, match="--teacher tiny: its head is more than"):
+            check_same_vocabulary(tokenizer, Teacher(model, tokenizer), "tiny")
+    finally:
+        hook.remove()
+    check_same_vocabulary(tokenizer, Teacher(*teacher), "tiny")

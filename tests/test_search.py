@@ -182,6 +182,8 @@ def test_a_step_is_a_turn():
     text = "<search> a </search> <information> b. c. </information> <search> d </search>"
     (end,) = p.step_ends(text)
     assert text[:end].endswith("b. c. </information>")
+    (end,) = p.step_ends("<search> a </search>\n<information> b </information>\n<search> d")
+    assert end == 52  # with the line's end, which the environment wrote: a token may hold both
     assert p.step_ends("A sentence. Another.") == [11]  # where nothing was searched for
 
 

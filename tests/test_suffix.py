@@ -112,7 +112,7 @@ class Characters:
 
     eos_token_id, all_special_tokens, get_added_vocab = 0, (), dict
 
-    def decode(self, ids):
+    def decode(self, ids, skip_special_tokens=False):
         return "".join(map(chr, ids)).replace("@", ".\n\n")
 
     def encode(self, text, add_special_tokens=True):
@@ -142,3 +142,22 @@ def test_the_command_shows_attempts_that_are_cut_and_mended(monkeypatch, capsys)
     assert shown.count("\n  becomes  ") == shown.count("\n  kept     ") >= 1
     last = shown.splitlines()[-1]
     assert last.startswith("Of ") and "keep a good prefix" in last
+
+
+class Marked(Characters):
+    """The same with a control token that is no stop, "|", which no text shows."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        text = super().decode(ids)
+        return text.replace("|", "") if skip_special_tokens else text
+
+
+def test_a_control_token_in_an_attempt_moves_no_cut():
+    """The text that is rewarded is the text that is trained on, but for that token."""
+    ids = [ord(c) for c in "|1+1=2@2+1=4"]
+    t = Trajectory(next(problem_stream(0)), [1], ids, [-0.1] * 12, ["student"] * 12, [1] * 12, True,
+                   "1+1=2.\n\n2+1=4", 0.0)
+    end = replace(t, text="1+1=2.\n\n2+1=3", stopped=False)
+    new = splice(t, "1+1=2.\n\n", end, Marked())
+    assert Marked().decode(new.ids, skip_special_tokens=True) == end.text
+    assert new.authors == ["student"] * 7 + ["teacher"] * 5

@@ -198,6 +198,7 @@ def test_every_script_shows_its_stage(script, capsys, name):
         (["--student", "tiny/search-student"], "has no words for these problems"),
         (["--teacher-model", "x"], "--teacher-model names a teacher on a server"),
         (["--method", "logits", "--teacher", "self"], "use --method ovd"),
+        (["--replace", "none", "--baseline", "union"], "use --baseline mixed"),
         (["--method", "logits", "--kl", "0.1"], "--kl is no part of --method logits"),
         (["--corpus", "x.jsonl"], "--corpus is for --task search"),
         (["--data", ""], "--data is empty"),
@@ -314,20 +315,22 @@ def advantages(own, new, **changed):
 
 
 def test_what_each_method_and_baseline_gives_by_hand():
-    """Four attempts: right, wrong and replaced by a right one, blurted right and replaced, unscored."""
+    """Four attempts: right, wrong and replaced by a right one, blurted right and replaced, unscored.
+
+    What has no score is no part of ovd's update, nor of its mean.
+    """
     own = [attempt("w. Answer: 1", 9, 1.0), attempt("Answer: 2", 0, 0.0)]
     own += [attempt("Answer: 1", 3, 1.0), attempt("w. Answer: 3", None, 0.0)]
     whole = attempt("teacher's", None, 1.0)
     new, none = [None, whole, whole, None], [None] * 4
-    assert advantages(own, new) == [
-        [0.5, None, None, None],
-        [None, 0.5, 0.5, None],
-    ]  # own mean: 2/4
+    (a, *others), (_, b, c, _) = advantages(own, new)  # own mean: 2/3
+    assert [a, b, c] == pytest.approx([1 / 3] * 3) and others == [None] * 3
     assert advantages(own, new, baseline="none") == [[1, None, None, None], [None, 1, 1, None]]
     assert advantages(own, new, baseline="mixed") == [[0, None, None, None], [None, 0, 0, None]]
     ((a, b, c, d), (e, f, g, h)) = advantages(own, new, baseline="union")  # 4 of 5 right
     assert [a, b, c, f, g] == pytest.approx([0.2, -0.8, 0.2, 0.2, 0.2]) and d is e is h is None
-    assert advantages(own, none, replace="none") == [[0.5, None, None, None], none]  # dropped
+    (a, *others), _ = advantages(own, none, replace="none")  # dropped
+    assert a == pytest.approx(1 / 3) and others == none[1:]
     assert advantages(own, none, method="grpo") == [[0.5, -0.5, 0.5, -0.5], none]
     judged, _ = advantages(own, none, method="judge")  # 9, 0, 3 of 9: mean 4/9
     assert judged[:3] == pytest.approx([5 / 9, -4 / 9, -1 / 9]) and judged[3] is None

@@ -133,7 +133,7 @@ def check_context(model, tokens, advice):
 
 def check_same_vocabulary(tokenizer, teacher, name):
     """Raise UserError where a teacher's tokenizer or head is such that no logits can be matched."""
-    check_head(teacher.model, tokenizer.encode("1 + 2 = 3"), "--teacher", name)
     if tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise UserError("--method logits: student and teacher have different vocabularies, so "
                         "there is nothing to match; use --method ovd, which needs text alone")
+    check_head(teacher.model, tokenizer.encode("1 + 2 = 3"), "--teacher", name)

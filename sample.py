@@ -200,7 +200,7 @@ def append_turn(t, ids, logprobs, author, mask, tokenizer):
     # Decoded together with what stands before: a token may be half a letter.
     words = tokenizer.decode(t.ids, skip_special_tokens=True)[length:]
     if author != "environment":
-        words = re.sub("<(/?information)", r"(\1", words)  # forged marks; the length stays
+        words = re.sub(r"(?i)<(?=\s*/?\s*information)", "(", words)  # forged; the length stays
     t.text += words
 
 

@@ -5,6 +5,7 @@
 
 The first answer appears word by word. Then come several samples, each with its probability.
 """
+import json
 import math
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from transformers import TextStreamer
 
 from more.checks import check_numbers
+from more.data import TextProblem
 from more.flags import check_sampling_flags, embedded
 from more.machine import pick_device
 from more.terminal import UserError, fail_in_one_line, quiet
@@ -43,9 +45,17 @@ def stream_answer(model, tokenizer, problem, args):
                    streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
 
 
-def answer(model, tokenizer, question, args, title):
+def kind_of_problem(name):
+    """The class of what a student was trained on: TextProblem for --data, which has its prompt."""
+    try:
+        run = json.loads((Path(name).parent / "run.json").read_text(encoding="utf-8"))
+        return TextProblem if run["data"] else Problem
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Problem
+
+
+def answer(model, tokenizer, problem, args, title):
     """Print what a student says to a question: one answer streamed, and some more below it."""
-    problem = Problem(question, None)
     print(f"\n{title}")
     stream_answer(model, tokenizer, problem, args)
     for t in sample_trajectories(model, tokenizer, [problem] * SAMPLES, args.temperature,
@@ -73,14 +83,15 @@ def ask(args):
     name = args.student or embedded(args.task, "student")
     model, tokenizer, base = load_student(name, args.bits, pick_device())
     torch.manual_seed(args.seed)
+    kind = kind_of_problem(name)
     trained, number = (Path(name) / "adapter_config.json").exists(), 0
     for number, question in enumerate(questions(args.ask), 1):
         if words := unknown_words(question, tokenizer):
             print(f"{name} does not know: {' '.join(words)}")
         if trained:
             with without_lora(model):
-                answer(model, tokenizer, question, args, f"before training: {base}")
-        answer(model, tokenizer, question, args, f"now: {name}")
+                answer(model, tokenizer, kind(question, None), args, f"before training: {base}")
+        answer(model, tokenizer, kind(question, None), args, f"now: {name}")
     print(f"\n{number} question{'s' if number != 1 else ''}, {1 + SAMPLES} answers each"
           f"{', before training and after it' if trained else ''}.")
 

@@ -86,6 +86,8 @@ def split_methods(methods):
 def make_runs(args, out):
     """{(method, seed): what train.run takes}, a seed after the other. UserError for a bad flag."""
     shared = {k: v for k, v in vars(args).items() if k not in ("methods", "seeds", "jobs")}
+    if args.method != "ovd":
+        raise UserError(f"--method {args.method}: name what is compared in --methods")
     if args.seed:
         raise UserError(f"--seed {args.seed}: a comparison takes the seeds 0, 1, ...; use --seeds, "
                         "how many")

@@ -36,10 +36,13 @@ REWRITE = (
     (r"\\(?:text|mbox|mathrm)\{([^{}]*)\}", r" \1"),   # 5\text{ cm} is 5 cm
     (r"\^\{?\\circ\}?|°", " degrees"),                 # 90^\circ is 90 degrees
     (r"\\?[%$]", ""),                                  # 12.5\% is 12.5, \$7 is 7, $x$ is x
-    (r"(?<=\d),(?=\d{3}(?!\d))", ""),                  # 1,200 is 1200, and 1,2 is not 12
+    (r"(?<=\d),(?=\d{3}(?!\d))(?![^(\[]*[)\]])", ""),  # 1,200 is 1200; 1,2 and (1,200) stay
     (r"^\s*[a-z]\s*=\s*", ""),                         # x = 7 is 7
     (rf"^\s*({NUMBER}){WORDS}", r"\1"),                # 42 km/h is 42
 )
+# Words after a number that are more than a unit. To compare the number alone would be wrong.
+MORE_THAN_A_UNIT = re.compile(
+    rf"\s*{NUMBER}(?={WORDS}).*(\d|\b([ap]\.?m|hundred|thousand|[mbtr]+illion|dozen|pi|sqrt)\b).*")
 
 
 # ------------------------------------------------------------------------------- the check
@@ -67,12 +70,22 @@ def find_answer(text):
     return number[1] if number else answer or None
 
 
+def rewrite(answer, rules):
+    """An answer in small letters, rewritten by the rules in their order."""
+    text = answer.lower()
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def says_more(answer):
+    """Do words after its number say more than a unit does? "10 am" is not "10 pm"."""
+    return bool(MORE_THAN_A_UNIT.fullmatch(rewrite(answer, REWRITE[:-1])))
+
+
 def normalise(answer):
     """What of an answer is compared: a number as a number (0.5 = 1/2), the rest as plain text."""
-    text = answer.lower()
-    for pattern, replacement in REWRITE:
-        text = re.sub(pattern, replacement, text)
-    text = text.strip().rstrip(".")
+    text = rewrite(answer, REWRITE).strip().rstrip(".")
     sign, whole, rest = re.fullmatch(r"(?s)(-?)(?:(\d{1,50}) (?=\d+/))?(.*)", text).groups()
     try:
         if re.fullmatch(r"[\d./]{1,50}", rest):  # longer, or 1e999, would take all the memory
@@ -169,7 +182,7 @@ def read_problems(path, question="question", answer="answer", flag="--data", sea
 
 
 def as_problem(question, answer, search):
-    """A row's SearchProblem or TextProblem; None where no attempt could ever be right."""
+    """A row's SearchProblem or TextProblem; None where no attempt could ever be told right."""
     listed = answer if isinstance(answer, list) else [answer]
     answers = [str(a).strip() for a in listed if type(a) in (str, int, float)]
     if search:
@@ -182,7 +195,8 @@ def as_problem(question, answer, search):
     last = answers[0].rpartition("####")[2].strip()
     short = (find_answer(last) or "") if "\\boxed{" in last else last
     problem = TextProblem(question, short, None if answers[0] == short else answers[0])
-    return problem if problem.is_right(f"Answer: {short}") else None
+    fits = problem.is_right(f"Answer: {short}") and not says_more(short)
+    return problem if fits else None
 
 
 def split_problems(args):

@@ -72,16 +72,21 @@ def export(run, folder):
 
 
 def suit_older_readers(folder):
-    """Write two names as they were before transformers 5, which llama.cpp's script looks for.
+    """Write names as they were before transformers 5, which llama.cpp's script looks for.
 
-    Where it finds no rope_theta it takes 10,000, and the converted model says nonsense. The class
-    of a tokenizer it cannot load at all under its new name.
+    Where it finds no rope_theta it takes 10,000, and the converted model says nonsense; where no
+    rope_scaling, as of Llama 3.2, it scales nothing. The class of a tokenizer it cannot load at all
+    under its new name.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    rope = dict(config.get("rope_parameters") or {})
+    theta = rope.pop("rope_theta", None)
     if theta is not None:
-        path.write_text(json.dumps(config | {"rope_theta": theta}, indent=2), encoding="utf-8")
+        config["rope_theta"] = theta
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = rope
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
     path = folder / "tokenizer_config.json"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'),

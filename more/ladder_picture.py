@@ -7,11 +7,8 @@
 """
 import json
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from more.ladder import RUNGS
-from more.picture import LOOK, save
+from more.picture import LOOK, Figure, need_matplotlib, rc_context, save
 from more.terminal import UserError, fail_in_one_line, make_parser
 
 MIB = 2**20
@@ -96,6 +93,7 @@ def main():
     parser.add_argument("files", nargs="+", help="of python -m more.ladder --json")
     parser.add_argument("target", help="the picture to write")
     args = parser.parse_args()
+    need_matplotlib()
     rows = read_rows(args.files)
     with rc_context({**LOOK, "font.size": 14}):
         figure = Figure(figsize=(10.5, 9.4))

@@ -3,9 +3,11 @@
     pip install matplotlib
     python -m more.picture runs/NAME picture.png
 """
-
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+try:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+except ImportError:
+    rc_context = Figure = None  # need_matplotlib() says how to get it
 
 from more.explain import read_run
 from more.terminal import UserError, fail_in_one_line, make_parser
@@ -13,10 +15,17 @@ from more.terminal import UserError, fail_in_one_line, make_parser
 LOOK = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
 
 
+def need_matplotlib():
+    """Raise UserError where there is no matplotlib, which draws."""
+    if not Figure:
+        raise UserError("a picture needs matplotlib: pip install -r more/requirements.txt")
+
+
 def draw_training(axes, rows, settings):
     """Three lines over the updates, told apart without colour."""
     steps = [row["step"] for row in rows]
-    reward = "mean R, %" if settings.get("reward") == "verbal" else "right, % of the samples"
+    reward = ("mean R, %" if settings.get("reward") == "verbal" else
+              "mean F1, %" if settings.get("task") == "search" else "right, % of the samples")
     lines = [("reward", 1, reward, dict(ls="-", color="black", lw=2.5)),
              ("score", 9, "teacher's score, % of 9", dict(ls="--", color="tab:blue", lw=2)),
              ("replaced", 1, "replaced by the teacher, %", dict(ls=":", color="tab:orange",
@@ -54,6 +63,7 @@ def main():
     parser.add_argument("folder", help="the --out of a finished run of train.py")
     parser.add_argument("target", help="the picture to write")
     args = parser.parse_args()
+    need_matplotlib()
     rows, result = read_run(args.folder)
     with rc_context(LOOK):
         figure = Figure(figsize=(11, 4.2))

@@ -8,7 +8,8 @@ then by itself; and rare success, longer stories of which it gets few right.
     python -m more.quality --out runs/quality            # the tables: 430 short runs
     python -m more.quality --out runs/quality --draw quality.png    # and the picture of them
 
-Stopped and started again, it goes on where it was. Other flags are those of more.compare.
+Stopped and started again, it goes on where it was. Other flags are those of more.compare, but for
+those that the two settings and the teachers stand for.
 """
 import csv
 import json
@@ -21,7 +22,8 @@ from more.compare import compare, flags, interval
 from more.flags import embedded
 from more.machine import pick_device
 from more.mix import mix
-from more.terminal import fail_in_one_line, quiet
+from more.picture import Figure, need_matplotlib, save
+from more.terminal import UserError, fail_in_one_line, quiet
 from sample import load_model
 from score import Teacher
 from tasks import task_stream
@@ -75,8 +77,6 @@ def read_gains(path):
 
 def draw(out, folders, solved, target):
     """Gain against the share that the teacher solves, an axis a setting, 95% intervals."""
-    from matplotlib.figure import Figure
-    from more.picture import save
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     for axes, setting in zip(figure.subplots(1, 2), SETTINGS):
         gains = read_gains(out / setting / "compare.csv")
@@ -101,7 +101,14 @@ def main():
     parser = flags()
     parser.prog, parser.description = "python -m more.quality", __doc__
     parser.add_argument("--draw", metavar="FILE", help="write the picture to this file")
+    parser.set_defaults(student=embedded("math", "student"))
     args = parser.parse_args()
+    for name in ("methods", "teacher", "task", "difficulty", "samples", "max_new_tokens", "bits"):
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} is set by the two settings here; leave it "
+                            "out, or use python -m more.compare")
+    if args.draw:
+        need_matplotlib()  # before 430 runs, and not after them
     target, out = args.draw, Path(args.out or "runs/quality")
     del args.draw
     folders = make_teachers(out)

@@ -12,14 +12,17 @@ import re
 import torch
 
 from more.terminal import fail_in_one_line, make_parser
-from sample import generate
+from sample import generate, stop_ids
 
 
-def parse_reply(reply):
+def parse_reply(reply, stopped=True):
     """The one digit a teacher said, or None.
 
-    "7", "Score: 7.", "7/9" and "seven" are 7; "10", "-3", "3.5" and "3 or 4" are nothing.
+    "7", "Score: 7.", "7/9" and "seven" are 7; "10", "-3", "3.5" and "3 or 4" are nothing. Where it
+    was cut off, a number at its end may have gone on, and is nothing either.
     """
+    if not stopped and re.search(r"\d\.?\s*$", reply):
+        return None
     reply = re.sub(r"/\s*9\b|\bout of (9|nine)\b", "", reply.lower())
     for value, word in enumerate("zero one two three four five six seven eight nine".split()):
         reply = re.sub(rf"\b{word}\b", str(value), reply)
@@ -30,10 +33,10 @@ def parse_reply(reply):
 
 def score_replies(model, tokenizer, prompts, batch=16, max_new_tokens=8):
     """What score_probs gives, of a teacher that only speaks: no digit is a row of NaN."""
-    rows = []
+    rows, stops = [], stop_ids(model, tokenizer)
     for i in range(0, len(prompts), batch):
         for ids, _ in generate(model, tokenizer, prompts[i:i + batch], 0.0, max_new_tokens):
-            digit = parse_reply(tokenizer.decode(ids, skip_special_tokens=True))
+            digit = parse_reply(tokenizer.decode(ids, skip_special_tokens=True), ids[-1] in stops)
             rows.append([math.nan if digit is None else float(k == digit) for k in range(10)])
     return torch.tensor(rows)
 

@@ -26,6 +26,7 @@ from urllib.request import (HTTPDefaultErrorHandler, HTTPErrorProcessor, HTTPHan
                             OpenerDirector, ProxyHandler, Request)
 
 import torch
+from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from more.judge import verdict
@@ -196,8 +197,8 @@ class Server(Teacher):
         if not reply:
             raise UserError(f"--teacher {self.url}: {self.why}")
         self.read_one = self.read_reply
-        if reply[2]:
-            return "log-probabilities"
+        if any(len(token.get("top_logprobs") or ()) > 1 for token in reply[2] or ()):
+            return "log-probabilities"  # of more than the one token that it said
         if (answer := self.ask(self.read_systemone, hello)) and answer[0]:
             self.read_one = self.read_systemone
             return "/v1/systemone"
@@ -251,8 +252,8 @@ class Server(Teacher):
 
     def read_reply(self, conversation):
         """(ten probabilities, or None where no digit was said; tokens read)."""
-        reply, _, tokens, read, _ = self.chat(conversation)
-        digit = parse_reply(reply)
+        reply, stopped, tokens, read, _ = self.chat(conversation)
+        digit = parse_reply(reply, stopped)
         ten = None if digit is None else token_probs(digit, tokens)
         if digit is None:
             self.why = f"no digit in the reply {safe_words(reply[:60], self.key)!r}"
@@ -278,6 +279,15 @@ class Server(Teacher):
         rows = [ten or [math.nan] * 10 for ten, _ in answers]
         return torch.tensor(rows), sum(tokens for _, tokens in answers)
 
+    def score(self, trajectories, solutions):
+        """As Teacher's. Where a solution could not be had, an attempt at that problem has no score.
+        """
+        had = [(t, s) for t, s in zip(trajectories, solutions) if s.text]
+        for t, s in zip(trajectories, solutions):
+            if not s.text:
+                t.probs, t.score = [], None
+        return super().score(*zip(*had)) if had else 0
+
     def write(self, problems, begun=None):
         """Its own solutions, a Trajectory each; but their token ids are not known, all None."""
         if any(begun or ()):
@@ -287,6 +297,9 @@ class Server(Teacher):
                                [p.messages(is_real(None)) for p in problems])
         if replies.count(None) > len(replies) / 2:
             raise UserError(f"--teacher {self.url}: most solutions could not be had; {self.why}")
+        if lost := replies.count(None):
+            tqdm.write(f"{lost} of {len(replies)} solutions of the teacher's could not be had, and "
+                       f"attempts at these problems get no score; {self.why}")
         solutions = []
         for p, reply in zip(problems, replies):
             text, stopped, _, read, n = reply or ("", False, None, 0, 0)

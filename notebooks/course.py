@@ -86,6 +86,8 @@ def run(command, env):
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         for line in process.stdout:
             print(line, end="", flush=True)
+    if process.returncode:
+        raise RuntimeError(f"it ended with exit code {process.returncode}: {command}")
 
 
 # ------------------------------------------------------------------------------- a page
@@ -214,6 +216,7 @@ def in_chunks(f):
 def can_match(f):
     yield "two equal vocabularies", f({"a": 0, "b": 1}, {"b": 1, "a": 0}), True
     yield "another word", f({"a": 0, "b": 1}, {"a": 0, "c": 1}), False
+    yield "one word more", f({"a": 0}, {"a": 0, "b": 1}), False
     yield "the same words in other rows", f({"a": 0, "b": 1}, {"a": 1, "b": 0}), False
 
 

@@ -1,6 +1,7 @@
 """One question of one's own, before training and after it."""
 
 import io
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from more.adapter import save_adapter
+from more.ask import kind_of_problem
+from more.data import TextProblem
 from more.flags import TINY
 from sample import add_lora, load_model, load_student, lora_layers
+from tasks import Problem
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Mia has 12 apples. Mia wins 5. How many apples does Mia have now?"
@@ -71,3 +75,11 @@ def test_a_temperature_that_nothing_can_be_divided_by_is_refused(monkeypatch, ca
     with pytest.raises(SystemExit) as e:
         ask(monkeypatch, "--ask", QUESTION, "--temperature", "1e-40")
     assert e.value.code == 2 and "--temperature" in capsys.readouterr().err
+
+
+def test_a_student_of_data_is_asked_as_it_was_trained(tmp_path):
+    """With --data there is no example of a story before the question."""
+    assert kind_of_problem(str(TINY / "student")) is Problem
+    for data, kind in (("my.jsonl", TextProblem), (None, Problem)):
+        (tmp_path / "run.json").write_text(json.dumps({"data": data}))
+        assert kind_of_problem(str(tmp_path / "adapter")) is kind

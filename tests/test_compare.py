@@ -36,6 +36,7 @@ def compare(monkeypatch, *flags):
     "flags, says",
     [
         (["--seeds", "0"], "--seeds"),
+        (["--method", "grpo"], "--method grpo: name what is compared in --methods"),
         (["--seed", "7"], "--seed 7: a comparison takes the seeds 0, 1, ..."),
         (["--jobs", "0"], "--jobs"),
         (["--methods", "ovd, ovd --theta 12"], "--theta 12"),

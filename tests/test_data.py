@@ -82,6 +82,9 @@ def test_normalise(a, b, same):
         ("1,2", "12", False),
         ("1, 2", "1,2", True),
         ("1, -2", "1", False),
+        ("[1,100]", "[1100]", False),
+        ("(1,200)", "(1200)", False),
+        ("1,200 (roughly)", "1200", True),
         # percent and money: the sign is dropped, as in MATH's own check
         (r"12.5\%", "12.5", True),
         ("50%", "50", True),
@@ -339,3 +342,15 @@ def test_where_no_answer_is_known_nothing_is_right():
     assert not TextProblem("How many?", None).is_right(r"\boxed{7}")
     assert TextProblem("How many?", "7").is_right(r"\boxed{7}")
     assert TextProblem("How many?", None).reward("no answer") == 0
+
+
+@pytest.mark.parametrize("answer", [
+    "10 am", "4 July 1776", "5 million", r"5 \text{ million}", "2 pi", "3 sqrt(2)"])
+def test_words_that_are_more_than_a_unit_are_refused(tmp_path, answer):
+    """The number alone would be compared: 10 am and 10 pm would be one answer."""
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"question": "When?", "answer": answer}) + "\n")
+    with pytest.raises(UserError, match="line 1: no attempt could ever match.*bare answer alone"):
+        read_problems(path, "question", "answer", "--data", None)
+    path.write_text(json.dumps({"question": "How far?", "answer": "42 km, there and back"}) + "\n")
+    assert len(read_problems(path, "question", "answer", "--data", None)) == 1

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import more.export
 from more.adapter import save_adapter
-from more.export import export, merge
+from more.export import export, merge, suit_older_readers
 from more.flags import TINY
 from more.terminal import UserError
 from sample import add_lora, load_model, load_student, lora_layers
@@ -151,3 +151,16 @@ def test_the_folder_says_what_older_readers_look_for(tmp_path):
     theirs, ours = (AutoTokenizer.from_pretrained(name) for name in (BASE, folder))
     text = "Mia has 12 books. Mia buys 7."
     assert theirs(text).input_ids == ours(text).input_ids and theirs.chat_template == ours.chat_template
+
+
+def test_a_scaling_of_positions_is_named_as_older_readers_look_for_it(tmp_path):
+    """As Llama 3.2 has one. Where it is the default there is none to name."""
+    scaled = {"rope_theta": 5e5, "rope_type": "llama3", "factor": 32.0}
+    for rope, wanted in ((scaled, {"rope_type": "llama3", "factor": 32.0}),
+                         ({"rope_theta": 5e5, "rope_type": "default"}, None)):
+        (tmp_path / "config.json").write_text(json.dumps({"rope_parameters": rope}))
+        (tmp_path / "tokenizer_config.json").write_text("{}")
+        suit_older_readers(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config.get("rope_scaling") == wanted and config["rope_theta"] == 5e5
+        assert config["rope_parameters"] == rope

@@ -9,9 +9,10 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
+from more import quality
 from more.flags import TINY
 from more.mix import mix, mix_tensors
-from more.terminal import quiet
+from more.terminal import UserError, quiet
 from sample import load_model
 
 WEAK, GOOD = TINY / "weak-teacher", TINY / "teacher"
@@ -87,3 +88,15 @@ def test_the_folder_lists_its_scripts_with_a_line_each():
     lines = [line.split(" more.")[1].split() for line in lines if " more." in line]
     assert sorted(line[0] for line in lines) == names
     assert all(len(line) > 4 for line in lines) and " scripts, and " in last
+
+
+def test_a_flag_that_the_two_settings_stand_for_is_refused(monkeypatch, tmp_path):
+    """And a picture that nobody could draw, before 430 runs."""
+    for flags, says in ((["--difficulty", "3"], "--difficulty"), (["--bits", "16"], "--bits"),
+                        (["--max-new-tokens", "9"], "--max-new-tokens"),
+                        (["--draw", "x.png"], "needs matplotlib")):
+        monkeypatch.setattr("more.picture.Figure", None)
+        monkeypatch.setattr("sys.argv", ["quality", "--out", str(tmp_path / "q"), *flags])
+        with pytest.raises(UserError, match=says):
+            quality.main()
+    assert not (tmp_path / "q").exists()

@@ -380,11 +380,12 @@ def test_only_the_environment_may_write_its_own_marks():
 
     t = Trajectory(Problem("?", "1"))
     for text, author, mask in (("a <information> x", "student", 1),
-                               ("</information> b", "student", 1),
+                               ("</information> b", "student", 1), ("< /Information>", "student", 1),
                                ("<information> c </information>", "environment", 0)):
         append_turn(t, list(map(ord, text)), [-1.0] * len(text), author, mask, Characters())
-    assert t.text == "a (information> x(/information> b<information> c </information>"
-    assert t.authors == ["student"] * 33 + ["environment"] * 30 and t.mask == [1] * 33 + [0] * 30
+    assert t.text == ("a (information> x(/information> b( /Information>"
+                      "<information> c </information>")
+    assert t.authors == ["student"] * 48 + ["environment"] * 30 and t.mask == [1] * 48 + [0] * 30
 
 
 def test_every_token_that_ends_a_turn_stops_a_text(student, monkeypatch):

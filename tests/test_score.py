@@ -207,6 +207,13 @@ def test_parse_reply(reply, digit):
     assert parse_reply(reply) == digit
 
 
+def test_a_reply_that_was_cut_off_in_its_number_is_no_digit():
+    assert parse_reply("I give it a 1", stopped=False) is None  # a 10, maybe
+    assert parse_reply("a 3.", stopped=False) is None
+    assert parse_reply("It earns 7 of 9, for", stopped=False) is None  # two numbers
+    assert parse_reply("It earns a 7, for", stopped=False) == 7
+
+
 def test_auc_by_hand():
     assert auc([3, 5], [1, 5]) == pytest.approx((1 + 0 + 1 + 0.5) / 4)
 

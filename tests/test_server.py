@@ -268,6 +268,11 @@ def test_option_probabilities_of_systemone(serve):
         return says("3")
 
     assert one_score(Server(serve(answer, True).url, "m")) == pytest.approx(7)
+    # log-probabilities of the one token that it said tell nothing of the nine others
+    alone = says("3", {"3": -1.2})
+    alone["choices"][0]["logprobs"]["content"][0]["top_logprobs"] = []
+    two = serve(lambda path, body: answer(path, body) if path == "/v1/systemone" else alone, True)
+    assert Server(two.url, "m").source == "/v1/systemone"
 
 
 def test_probabilities_of_both_forms_of_a_digit_add_up(serve):
@@ -402,7 +407,7 @@ def test_a_server_that_has_gone(serve, slept):
         endpoint.solve([Problem("?", "1")])
 
 
-def test_one_lost_solution_loses_no_run(serve, slept):
+def test_one_lost_solution_loses_no_run(serve, slept, capsys):
     """It is empty, so nothing is ever put in a trajectory's place."""
 
     def answer(path, body):
@@ -415,6 +420,11 @@ def test_one_lost_solution_loses_no_run(serve, slept):
     written = endpoint.solve(problems)
     assert [t.text for t in written] == ["Answer: 1", "", "Answer: 1"]
     assert [t.reward for t in written] == [1, 0, 1] and not written[1].stopped
+    assert "1 of 3 solutions of the teacher's could not be had" in capsys.readouterr().out
+    tries = [Trajectory(p, stopped=True, text="7") for p in problems]
+    endpoint.ask_all = lambda request, asked: [([0.1] * 10, 5) for _ in asked]
+    assert endpoint.score(tries, written) == 10  # two are read: an empty solution is none
+    assert [t.score for t in tries] == [pytest.approx(4.5), None, pytest.approx(4.5)]
 
 
 @pytest.mark.parametrize(

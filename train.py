@@ -126,16 +126,16 @@ def give_advantages(trajectories, replacements, groups, args):
     n, tied = len(trajectories) // groups, 0
     for i in range(0, len(trajectories), n):
         # the mixed group: what is left of the student's own, and what was put in its place
-        group = [(t, reward_of(t, new, args))
-                 for t, new in zip(trajectories[i:i + n], replacements[i:i + n])]
-        group += [(t, t.reward) for t in replacements[i:i + n] if t and any(t.mask)]
+        own, put = trajectories[i:i + n], replacements[i:i + n]
+        group = [(t, reward_of(t, new, args)) for t, new in zip(own, put)]
+        group += [(t, t.reward) for t in put if t and any(t.mask)]
         group = [(t, reward) for t, reward in group if reward is not None]
         rewards = baseline = torch.tensor([reward for _, reward in group])  # (K,) R(y')
         # the mean of this group is subtracted, unless:
         if args.method == "sft" or args.method == "ovd" and args.baseline == "none":
             baseline = torch.zeros(1)
         elif args.method == "ovd" and args.baseline == "own":  # R(y) of those that have a score
-            baseline = torch.tensor([t.reward for t in trajectories[i:][:n] if t.score is not None])
+            baseline = torch.tensor([t.reward for t in own if t.score is not None])
         advantages = group_advantages(rewards, baseline)  # (K,)
         for (t, _), advantage in zip(group, advantages.tolist()):
             t.advantage = advantage  # each of its tokens will have this one

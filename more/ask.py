@@ -88,10 +88,11 @@ def ask(args):
     for number, question in enumerate(questions(args.ask), 1):
         if words := unknown_words(question, tokenizer):
             print(f"{name} does not know: {' '.join(words)}")
+        problem = kind(question, None)
         if trained:
             with without_lora(model):
-                answer(model, tokenizer, kind(question, None), args, f"before training: {base}")
-        answer(model, tokenizer, kind(question, None), args, f"now: {name}")
+                answer(model, tokenizer, problem, args, f"before training: {base}")
+        answer(model, tokenizer, problem, args, f"now: {name}")
     print(f"\n{number} question{'s' if number != 1 else ''}, {1 + SAMPLES} answers each"
           f"{', before training and after it' if trained else ''}.")
 

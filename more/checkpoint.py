@@ -191,7 +191,7 @@ def load(out, student, optimiser, teacher, problems, args):
         for name, size in state["sizes"].items():  # lines of a step that was not kept
             os.truncate(out / name, size)
         args.theta = state["theta"]
-        unpack(state["written"], teacher, list(dict.fromkeys(problems)))
+        unpack(state["written"], teacher, problems)
         return state["rows"]
     except UserError:
         raise
@@ -202,6 +202,7 @@ def load(out, student, optimiser, teacher, problems, args):
 
 def unpack(written, teacher, problems):
     """Give a teacher back what it had written: texts, and how long they were."""
+    problems = list(dict.fromkeys(problems))  # the places that pack() tells
     for i, question, beginning, text, stopped, reward, read, tokens in written:
         if i >= len(problems) or problems[i].question != question:
             raise UserError("--out holds a run on other problems, so --data has changed; restore "

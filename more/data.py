@@ -80,6 +80,7 @@ def rewrite(answer, rules):
 
 def says_more(answer):
     """Do words after its number say more than a unit does? "10 am" is not "10 pm"."""
+    # All rules but the last, which drops the words.
     return bool(MORE_THAN_A_UNIT.fullmatch(rewrite(answer, REWRITE[:-1])))
 
 

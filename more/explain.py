@@ -10,6 +10,8 @@ from statistics import fmean
 
 from more.terminal import UserError, fail_in_one_line, make_parser
 
+WITHOUT_GROUPS = ("logits", "sft")  # methods that compare nothing
+
 
 def read_run(folder):
     """(rows of metrics.csv as numbers, what result.json holds). UserError names a bad file."""
@@ -51,7 +53,7 @@ def print_averages(rows, result):
     if settings["method"] in ("ovd", "judge"):
         print(f"scores: AUC {average(rows, 'auc'):.2f} on its own samples, "
               f"{average(rows, 'accepted'):.0%} accepted, {average(rows, 'replaced'):.0%} replaced")
-    if settings["method"] not in ("logits", "sft"):
+    if settings["method"] not in WITHOUT_GROUPS:
         print(f"groups: {share_tied(rows, settings):.0%} tied (advantages all zero: nothing to "
               f"compare, no gradient), advantages {average(rows, 'advantage'):.2f} in size, "
               f"{average(rows, 'spread'):.2f} in spread")
@@ -72,8 +74,8 @@ def likely_reason(rows, result):
     settings, third = result["settings"], max(1, len(rows) // 3)
     first, last = rows[:third], rows[-third:]
     method, reward = settings["method"], average(rows, "reward")
-    tied = share_tied(rows, settings) * (method not in ("logits", "sft"))  # these compare nothing
-    nothing_right = "the groups tied, for hardly anything was right; try "
+    tied = share_tied(rows, settings) * (method not in WITHOUT_GROUPS)
+    other = "" if method == "ovd" else "--method ovd, "
     more_score = average(last, "score") - average(first, "score")
     more_reward = average(last, "reward") - average(first, "reward")
     reasons = {
@@ -81,10 +83,8 @@ def likely_reason(rows, result):
             average(rows, "cut_off") > 0.5,
         "replacement made the rewards of a group equal; use --baseline own":
             method == "ovd" and settings["baseline"] == "mixed" and tied > 0.8,
-        nothing_right + "more --samples, or easier problems":
-            method == "ovd" and tied > 0.8 and reward < 0.1,
-        nothing_right + "--method ovd, more --samples, or easier problems":
-            tied > 0.8 and reward < 0.1,
+        f"the groups tied, for hardly anything was right; try {other}more --samples, or easier "
+        "problems": tied > 0.8 and reward < 0.1,
         "the groups tied, for nearly all was right; try harder problems":
             tied > 0.8 and reward > 0.9,
         "the groups tied, for nearly all earned the same; try another --method": tied > 0.8,

@@ -48,14 +48,19 @@ def status_bytes(field):
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
 
 
+def memory_info():
+    """What a system other than Linux tells of this process's memory, in bytes."""
+    import psutil  # which accelerate brings along
+    return psutil.Process().memory_info()
+
+
 def peak_bytes(device):
     """The most memory held so far: by the GPU's allocator, or without a GPU by this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     if sys.platform == "linux":
         return status_bytes("VmHWM")
-    import psutil  # which accelerate brings along
-    usage = psutil.Process().memory_info()
+    usage = memory_info()
     return getattr(usage, "peak_wset", usage.rss)  # Windows knows the peak, macOS what is held now
 
 
@@ -70,8 +75,7 @@ def reset_peak(device):
             f.write("5")
         return status_bytes("VmRSS")
     except OSError:
-        import psutil  # which accelerate brings along
-        return psutil.Process().memory_info().rss
+        return memory_info().rss
 
 
 def mark(phase):

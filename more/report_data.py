@@ -49,8 +49,8 @@ def say_result(t, verbal):
 
     verbal: R is the teacher's own score, and nobody knows what is right.
     """
-    outcome = {0: "wrong", 1: "right"}.get(t["reward"], f"F1 {t['reward']:.2f}")
-    outcome = f"R {t['reward']:.2f}" if verbal else outcome
+    words = {} if verbal else {0: "wrong", 1: "right"}
+    outcome = words.get(t["reward"], f"{'R' if verbal else 'F1'} {t['reward']:.2f}")
     advantage = t["advantage"]
     sign = ["", "not trained on" if advantage is None else "advantage 0"]
     if advantage:
@@ -92,9 +92,10 @@ def make_card(t, theta, scored, verbal):
     """What the page shows of one line; scored: does the teacher of this run give scores?"""
     text, put = t["text"], t["replaced_by"]
     card = {key: t[key] for key in ("step", "question", "answer", "score", "advantage")}
-    card |= say_result(t, verbal) | {"kinds": kinds_of(t, theta, verbal), "replaced_by": None,
-                             "judged": judge_attempt(t, theta) if scored else None,
-                             "words": mark_words(text, put["text"] if put else text)}
+    card |= say_result(t, verbal) | {
+        "kinds": kinds_of(t, theta, verbal), "replaced_by": None,
+        "judged": judge_attempt(t, theta) if scored else None,
+        "words": mark_words(text, put["text"] if put else text)}
     if put:
         new, kept = put["text"], put.get("kept", 0)
         words = mark_words(new[:kept], text[:kept], "kept") + mark_words(new[kept:], text[kept:])

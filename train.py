@@ -149,18 +149,20 @@ def trained_positions(model, trajectories, pad):
 
     The decoder alone is run. The vocabulary's logits are made later, a chunk of the M at a time.
     """
-    prompts = [t.prompt_ids for t in trajectories]
-    rows = [t.prompt_ids + t.ids for t in trajectories]
+    rows = [tuple(t.prompt_ids + t.ids) for t in trajectories]
+    # What is alike is read once, U of the B rows; each copy's gradient goes back through that one.
+    unique = dict(zip(rows, trajectories))
+    source = torch.tensor([list(unique).index(row) for row in rows], device=model.device)  # (B,)
+    prompts = [t.prompt_ids for t in unique.values()]
     # What prompts share is read once. Checkpointing, which is train mode, allows no cache for it.
     kv = None if model.training else DynamicCache(config=model.config)
-    ids, seen, positions = read_beginnings(model, prompts, rows, kv, pad)  # (B, t), (B, T), (B, t)
+    ids, seen, positions = read_beginnings(model, prompts, list(map(list, unique)), kv, pad)
     hidden = model.get_decoder()(input_ids=ids, attention_mask=seen, position_ids=positions,
-                                 cache=kv, use_cache=kv is not None).last_hidden_state  # (B, t, H)
-    trained, _, _ = left_pad([t.mask for t in trajectories], 0, model.device)  # (B, n)
+                                 cache=kv, use_cache=kv is not None).last_hidden_state  # (U, t, H)
+    trained = left_pad([t.mask for t in trajectories], 0, model.device)[0].bool()  # (B, n)
     n = trained.shape[1]  # rows end together: what is trained on is in the last n columns
-    at = trained.flatten().nonzero()[:, 0]  # (M,) row * n + column, of each trained token
-    hidden = hidden[:, -n - 1:-1].flatten(0, 1)  # (B n, H), each before the token it predicts
-    return hidden.index_select(0, at), ids[:, -n:].flatten()[at], at // n
+    hidden = hidden[source, -n - 1:-1]  # (B, n, H), each before the token it predicts
+    return hidden[trained], ids[source, -n:][trained], trained.nonzero()[:, 0]
 
 
 def policy_loss(student, part, start, args, pad):
@@ -331,9 +333,7 @@ def evaluate(student, tokenizer, test, args):
 # ------------------------------------------------------------------------------- a run
 def parse(argv=None):
     """The flags of a command line. UserError where they do not go together."""
-    args = run_flags(__doc__).parse_args(argv)
-    check_run_flags(args)
-    return args
+    return check_run_flags(run_flags(__doc__).parse_args(argv))
 
 
 def load_pair(args, device):

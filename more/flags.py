@@ -146,7 +146,7 @@ def check_teacher_flags(args):
 
 
 def check_run_flags(args):
-    """Refuse flags of a run that do not go together."""
+    """Refuse flags of a run that do not go together; else give them back."""
     check_teacher_flags(args)
     group, server = args.samples * (args.problems if args.one_shot else 1), is_server(args.teacher)
     for wrong, message in (
@@ -176,3 +176,4 @@ def check_run_flags(args):
              "and --eval-data need --corpus, to find their answers in")):
         if wrong:
             raise UserError(message)
+    return args

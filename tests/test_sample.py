@@ -90,6 +90,8 @@ def test_what_prompts_begin_with_is_read_once_with_the_same_gradients(
     model, tokenizer = fresh_student
     randomise(model)  # where B is zero, A has no gradient
     ts = sample_trajectories(model, tokenizer, [PROBLEMS[i] for i in order])
+    for i, t in enumerate(ts):
+        t.ids[0] = 20 + i  # what is alike would be read once
     ts[1].mask[0] = 0  # what is only read
     assert len({len(t.prompt_ids) for t in ts}) == min(2, distinct) and len({len(t.ids) for t in ts}) > 1
 

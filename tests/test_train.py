@@ -416,6 +416,31 @@ def test_micro_batch_and_chunk_change_nothing(student, teacher, whole, method, c
     assert (other_grad - grad).norm() <= wide * 1e-5 * grad.norm()
 
 
+def test_what_is_alike_is_read_once_and_counts_as_often_as_it_stands_there(student, monkeypatch):
+    """Copies with advantages of their own, and one with its first half not trained on."""
+    model, tokenizer = student
+    torch.manual_seed(0)
+    a, b = sample_trajectories(model, tokenizer, list(islice(problem_stream(6), 2)))
+    half = [0] * (len(a.ids) // 2) + [1] * (len(a.ids) - len(a.ids) // 2)
+    batch = [replace(a, advantage=1.0), replace(b, advantage=-0.5), replace(a, advantage=-0.25)]
+    batch += [replace(a, mask=half, advantage=2.0), replace(b, advantage=0.75)]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    still, read, gradients = torch.optim.SGD(parameters, lr=0.0), [], []
+    decoder = model.get_decoder()
+    hook = decoder.register_forward_pre_hook(
+        lambda layer, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    for micro_batch in (5, 1):
+        row = train.update(model, None, still, batch, settings(micro_batch=micro_batch), 0)
+        gradients.append((row["loss"], torch.cat([p.grad.flatten() for p in parameters])))
+        assert row["tokens"] == 2 * len(a.ids) + sum(half) + 2 * len(b.ids)
+    hook.remove()
+    assert max(read) == 2  # and each alone in a micro-batch of its own, the trusted reference
+    (loss, together), (other, one_by_one) = gradients
+    assert loss == pytest.approx(other, rel=1e-5)
+    assert (together - one_by_one).norm() <= 1e-4 * one_by_one.norm()
+
+
 def test_the_loss_is_a_mean_over_the_tokens_of_the_whole_batch(student, teacher):
     """-sum A log pi over all M tokens, divided once by M: worked out from what was sampled."""
     model, tokenizer = student

@@ -62,6 +62,7 @@ class Problem:
                "5 + 13 = 18\n18 - 2 = 16\n\\boxed{16}")
     until = None  # the text at which a student pauses for its environment; None: there is none
     grading_prompt = None  # a prompt of its own for the teacher; None: the one in score.py
+    kind = "number"  # of answer: what that prompt calls it, to a real model
 
     def messages(self, real=False):
         """The student's prompt, in the form chat templates take. real: sample.is_real."""
@@ -77,8 +78,7 @@ class Problem:
     def is_right(self, text):
         """Exact match: is the trajectory's answer the problem's?"""
         answer = self.found_answer(text)
-        known = answer is not None and self.answer is not None
-        return known and as_number(answer) == as_number(self.answer)
+        return None not in (answer, self.answer) and as_number(answer) == as_number(self.answer)
 
     def reward(self, text):
         """The outcome reward R(y) in 0..1."""

@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, repeat
 from operator import itemgetter
@@ -46,8 +46,10 @@ MORE_THAN_A_UNIT = re.compile(
 
 
 # ------------------------------------------------------------------------------- the check
+@dataclass(frozen=True)
 class TextProblem(Problem):
     """A problem whose answer may be a number, a formula or a name, written in one of many ways."""
+    kind: str = "number"  # "answer" where it is no number: for the teacher's prompt in score.py
 
     real_instruction = (r"Please reason step by step in a few short lines, and put your final "
                         r"answer within \boxed{}.")
@@ -195,7 +197,8 @@ def as_problem(question, answer, search):
         return None
     last = answers[0].rpartition("####")[2].strip()
     short = (find_answer(last) or "") if "\\boxed{" in last else last
-    problem = TextProblem(question, short, None if answers[0] == short else answers[0])
+    problem = TextProblem(question, short, None if answers[0] == short else answers[0],
+                          "number" if isinstance(normalise(short), Fraction) else "answer")
     fits = problem.is_right(f"Answer: {short}") and not says_more(short)
     return problem if fits else None
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DecisionConfig, PreTrainedTokenizerFast, pipeline
 
 import score
+from more.data import as_problem
 from more.flags import HUB_PAIR, TINY, is_server
 from more.judge import best_threshold, verdict
 from more.reply import parse_reply, score_replies
@@ -134,6 +135,19 @@ def test_the_teacher_reads_the_problem_its_own_solution_and_the_attempt():
     assert message["content"].index("How many?") < message["content"].index("My own.")
     assert message["content"].index("My own.") < message["content"].index("It is {attempt} 7.")
     assert "12345" not in message["content"] and "A reference." not in message["content"]
+
+
+@pytest.mark.parametrize("answer, kind", [
+    ("1,072", "number"), (r"\frac{14}{3}", "number"), ("42 km", "number"), ("12.5%", "number"),
+    ("Paris", "answer"), ("(1, 2)", "answer"), ("2x + 1", "answer")])
+def test_a_real_teacher_is_asked_about_a_number_only_where_the_answer_is_one(answer, kind):
+    """Also with --reward verbal, where no answer is left. An embedded one reads as before."""
+    p = as_problem("Which?", answer, None)
+    for problem in (p, replace(p, answer=None, solution=None)):
+        (asked,) = grading_messages(problem, "Mine.", "Yours.", real=True)
+        assert f"\nIs the final {kind} of the attempt the same as that of" in asked["content"]
+        assert grading_messages(problem, "Mine.", "Yours.") == grading_messages(
+            Problem("Which?", "7"), "Mine.", "Yours.")
 
 
 def test_ten_probabilities_equal_those_of_the_decision_pipeline():

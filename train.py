@@ -149,20 +149,23 @@ def trained_positions(model, trajectories, pad):
 
     The decoder alone is run. The vocabulary's logits are made later, a chunk of the M at a time.
     """
+    # Rows that are alike to the last token are read once: U of B. The gradients of all meet there.
     rows = [tuple(t.prompt_ids + t.ids) for t in trajectories]
-    # What is alike is read once, U of the B rows; each copy's gradient goes back through that one.
-    unique = dict(zip(rows, trajectories))
-    source = torch.tensor([list(unique).index(row) for row in rows], device=model.device)  # (B,)
-    prompts = [t.prompt_ids for t in unique.values()]
+    prompts = {row: t.prompt_ids for row, t in zip(rows, trajectories)}  # U of them
+    unique = {row: i for i, row in enumerate(prompts)}
+    source = torch.tensor([unique[row] for row in rows], device=model.device)  # (B,) whose is which
     # What prompts share is read once. Checkpointing, which is train mode, allows no cache for it.
     kv = None if model.training else DynamicCache(config=model.config)
-    ids, seen, positions = read_beginnings(model, prompts, list(map(list, unique)), kv, pad)
+    ids, seen, positions = read_beginnings(model, list(prompts.values()), list(map(list, unique)),
+                                           kv, pad)  # (U, t), (U, T), (U, t)
     hidden = model.get_decoder()(input_ids=ids, attention_mask=seen, position_ids=positions,
                                  cache=kv, use_cache=kv is not None).last_hidden_state  # (U, t, H)
-    trained = left_pad([t.mask for t in trajectories], 0, model.device)[0].bool()  # (B, n)
+    trained, _, _ = left_pad([t.mask for t in trajectories], 0, model.device)  # (B, n)
     n = trained.shape[1]  # rows end together: what is trained on is in the last n columns
-    hidden = hidden[source, -n - 1:-1]  # (B, n, H), each before the token it predicts
-    return hidden[trained], ids[source, -n:][trained], trained.nonzero()[:, 0]
+    row, column = trained.nonzero().T  # (M,) each, of the trained tokens
+    at = source[row] * n + column  # (M,) where in the (U, n) they were read
+    hidden = hidden[:, -n - 1:-1].flatten(0, 1)  # (U n, H), each before the token it predicts
+    return hidden.index_select(0, at), ids[:, -n:].flatten()[at], row
 
 
 def policy_loss(student, part, start, args, pad):
@@ -317,10 +320,7 @@ def score_and_replace(y, teacher, tokenizer, args):
 
 # ------------------------------------------------------------------------------- before and after
 def evaluate(student, tokenizer, test, args):
-    """How good it is on `test`: (figures, a trajectory each sampled at T = 1, a greedy one each).
-
-    The figures: the shares that are right, sampled ("pass_at_1") and greedy, and the entropy.
-    """
+    """How good it is on `test`: (record.test_figures, the attempts at T = 1, the greedy ones)."""
     torch.manual_seed(args.seed)
     # Both attempts at a problem side by side, T = 1 and T = 0: its prompt is read once.
     both = sample_trajectories(student, tokenizer, [p for p in test for _ in range(2)],

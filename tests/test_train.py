@@ -416,7 +416,8 @@ def test_micro_batch_and_chunk_change_nothing(student, teacher, whole, method, c
     assert (other_grad - grad).norm() <= wide * 1e-5 * grad.norm()
 
 
-def test_what_is_alike_is_read_once_and_counts_as_often_as_it_stands_there(student, monkeypatch):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_alike_is_read_once_and_counts_as_often_as_it_stands_there(student, checkpointing):
     """Copies with advantages of their own, and one with its first half not trained on."""
     model, tokenizer = student
     torch.manual_seed(0)
@@ -426,19 +427,35 @@ def test_what_is_alike_is_read_once_and_counts_as_often_as_it_stands_there(stude
     batch += [replace(a, mask=half, advantage=2.0), replace(b, advantage=0.75)]
     parameters = [p for p in model.parameters() if p.requires_grad]
     still, read, gradients = torch.optim.SGD(parameters, lr=0.0), [], []
-    decoder = model.get_decoder()
-    hook = decoder.register_forward_pre_hook(
+    hook = model.get_decoder().register_forward_pre_hook(
         lambda layer, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    for micro_batch in (5, 1):
-        row = train.update(model, None, still, batch, settings(micro_batch=micro_batch), 0)
+    for micro_batch in (5, 1):  # all together, and each alone: the trusted reference
+        args = settings(micro_batch=micro_batch, checkpointing=checkpointing)
+        row = train.update(model, None, still, batch, args, 0)
         gradients.append((row["loss"], torch.cat([p.grad.flatten() for p in parameters])))
         assert row["tokens"] == 2 * len(a.ids) + sum(half) + 2 * len(b.ids)
     hook.remove()
-    assert max(read) == 2  # and each alone in a micro-batch of its own, the trusted reference
+    assert 2 in read and max(read) == 2  # never five
     (loss, together), (other, one_by_one) = gradients
     assert loss == pytest.approx(other, rel=1e-5)
     assert (together - one_by_one).norm() <= 1e-4 * one_by_one.norm()
+
+
+def test_an_empty_text_is_no_lesson_and_no_error(student):
+    """As a server leaves one in sft: alone in its micro-batch, and beside a full one."""
+    model, tokenizer = student
+    (full,) = sample_trajectories(model, tokenizer, [next(problem_stream(6))])
+    full.advantage = 1.0
+    empty = replace(full, ids=[], logprobs=[], authors=[], mask=[])
+    still = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    row = train.update(model, None, still, [empty], settings(), 0)
+    assert row["tokens"] == 1 and row["grad_norm"] == 0
+    alone = train.update(model, None, still, [full], settings(), 0)
+    for micro_batch in (1, 2):
+        both = train.update(model, None, still, [empty, full], settings(micro_batch=micro_batch), 0)
+        assert both["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert both["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
 
 
 def test_the_loss_is_a_mean_over_the_tokens_of_the_whole_batch(student, teacher):

@@ -10,10 +10,10 @@ gives digit k after reading y_j, and theta a threshold:
     A_j    = R(y'_j) - mean_i R(y_i)               group-relative advantage    group_advantages
     L      = - 1/M sum_j A_j sum_t log pi(y'_jt)   trajectory-level update     trajectory_loss
 
-R is the outcome: 1 if the answer is right, else 0. M is the number of trained tokens in the whole
-batch; train.py divides by it, once, at the end. Ten numbers a trajectory are all that is asked of
-the teacher, so it may have any tokenizer. What this replaces is here too, to be compared with:
-the reverse KL over the whole vocabulary at every student token (reverse_kl), dense and in chunks.
+R is the outcome: 1 if the answer is right, else 0. S picks what may be replaced. M counts the
+trained tokens of the whole batch. The teacher gives a text a problem and ten numbers a trajectory,
+so it may have any tokenizer. What this replaces is here too, to be compared with: the reverse KL
+over the whole vocabulary at every student token (reverse_kl), dense and in chunks.
 
 Source: arXiv 2601.21968, sections 3.2-3.4 as quoted in public. The quotes do not say how a
 replacement enters the update, and that decides whether it works at all: see group_advantages.
@@ -77,9 +77,9 @@ def tied_groups(advantages):
 def in_chunks(function, chunk, *tensors):
     """function(*tensors) -> (M,), for `chunk` of the M rows at a time; 0 or None: all at once.
 
-    Exact in value and in gradient, because a row's result depends on that row alone. What was
-    computed inside is not kept. The backward pass computes it again, one chunk at a time, so the
-    peak is that of one chunk.
+    Exact in value and in gradient, because a row's result depends on that row alone. This is
+    gradient checkpointing: what was computed inside is not kept, and the backward pass computes it
+    again, one chunk at a time. So the peak is that of one chunk.
     """
     if not chunk:
         return function(*tensors)
@@ -102,19 +102,19 @@ def token_logprobs(hidden, head, targets, temperature=1.0, chunk=None):
     return in_chunks(logprobs, chunk, hidden, targets)
 
 
-def trajectory_loss(logprobs, advantages, start_logprobs=None, kl=0.0):
+def trajectory_loss(logprobs, advantages, ref_logprobs=None, kl=0.0):
     """-sum A log pi over M tokens, each with its trajectory's advantage: (M,), (M,) -> scalar.
 
     A sum and not a mean: the caller divides once by the *whole* batch's token count, as DAPO does
     (arXiv 2503.14476; GRPO takes each trajectory's mean first), whatever the micro-batch. One step
     a batch, so PPO's ratio pi / pi_old is 1 for a student's token; for a teacher's it is set to 1.
 
-    kl > 0 pulls towards the start by kl/2 (log pi - log pi_start)^2. On the student's own tokens
-    the mean of its gradient is that of the reverse KL (k2 in joschu.net/blog/kl-approx.html).
+    kl > 0 pulls to pi_ref, the student without adapters: kl/2 (log pi - log pi_ref)^2. On its own
+    tokens the mean of its gradient is the reverse KL's (k2 in joschu.net/blog/kl-approx.html).
     """
     loss = -(advantages * logprobs).sum()
     if kl:
-        loss = loss + kl / 2 * (logprobs - start_logprobs).square().sum()
+        loss = loss + kl / 2 * (logprobs - ref_logprobs).square().sum()
     return loss
 
 
@@ -134,8 +134,8 @@ def reverse_kl(hidden, head, teacher_hidden, teacher_head, temperature=1.0, chun
 
 # ------------------------------------------------------------------------------- memory, measured
 # Three ways to a loss from the last hidden states of M tokens: h (M, H) the student's, g (M, H_T)
-# the teacher's, with their frozen heads W (V, H) and U (V, H_T), and y (M,) the sampled tokens.
-# In bytes their peaks are about 20 M V, 20 c V and 12 c V, for chunks of c tokens.
+# the teacher's, their frozen heads W (V, H) and U (V, H_T), y (M,) the ids of the tokens. At the
+# peak about 5 float32 tensors of (M, V), 5 of (c, V) and 3 of (c, V) are held, c tokens a chunk.
 def dense_kl(h, W, g, U, y, c):
     """The textbook: all (M, V) logits of both models at once."""
     return reverse_kl(h, W, g, U).sum()
@@ -147,7 +147,7 @@ def chunked_kl(h, W, g, U, y, c):
 
 
 def ovd_update(h, W, g, U, y, c):
-    """OVD needs log pi of the sampled tokens alone, and nothing of the teacher."""
+    """OVD's loss needs log pi of the trained tokens alone, and no logits of the teacher's."""
     return trajectory_loss(token_logprobs(h, W, y, chunk=c), torch.ones_like(y))
 
 

@@ -66,8 +66,8 @@ def load_model(name, bits, device, flag="--student"):
     check_model(model, tokenizer, report["missing_keys"], flag, name)
     repair_4bit(model)
     if tokenizer.pad_token_id is None:
-        # A filler under a mask of zeros. What is trained is told by a trajectory's own length and
-        # never by comparing ids with this one, so a stop token that doubles as padding still is.
+        # A filler under a mask of 0. Padding is told by masks and never by its id, so that a stop
+        # token of the same id is still trained on.
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval().requires_grad_(False), tokenizer
 
@@ -89,7 +89,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         """x (..., in) -> y (..., out)."""
-        y = self.base(x)  # (..., out); 4-bit weights are unpacked for it, or within `unpacked`
+        y = self.base(x)  # (..., out); W is dequantised here, or for all calls in `unpacked`
         if not self.enabled:
             return y
         A, B = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)  # learn in float32, multiply in x's
@@ -206,8 +206,8 @@ def append_turn(t, ids, logprobs, author, mask, tokenizer):
 
 def stop_ids(model, tokenizer):
     """Every token that ends a turn: the tokenizer's, and those of the generation config."""
-    more = model.generation_config.eos_token_id if model.generation_config else None
-    return {tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])} - {None}
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
 
 def choose(logits, T):
@@ -230,10 +230,10 @@ def forward(model, ids, mask, positions, kv):
 
 
 def read_beginnings(model, prompts, rows, kv, pad):
-    """What is left to read of B rows: ids (B, t), mask (B, T), positions (B, t).
+    """Prefill kv -> what is left to read of B rows: ids (B, t), mask (B, T), positions (B, t).
 
-    rows: ids of a prompt and of what follows it, if anything. What neighbouring prompts share is
-    read here, once, into the cache kv, and copied for each row. kv None: all is left to read.
+    rows: ids of a prompt and of what follows it, if anything. What neighbouring prompts share, but
+    for a last token, is read into the cache kv once and copied for each row. kv None: all is left.
     """
     prefixes, source = shared_prefixes(prompts)
     if kv is None or len(prefixes) == len(prompts):  # they have nothing in common
@@ -242,8 +242,8 @@ def read_beginnings(model, prompts, rows, kv, pad):
     forward(model, ids, mask, positions, kv)
     kv.batch_select_indices(torch.tensor(source, device=model.device))  # which prefix is whose
     rests = [row[len(prefixes[p]):] for row, p in zip(rows, source)]
-    ids, rest, after = left_pad(rests, pad, model.device)  # (B, t) each
-    return ids, torch.cat([mask[source], rest], 1), positions[source, -1:] + 1 + after
+    ids, rest_mask, offsets = left_pad(rests, pad, model.device)  # (B, t) each
+    return ids, torch.cat([mask[source], rest_mask], 1), positions[source, -1:] + 1 + offsets
 
 
 @torch.no_grad()
@@ -317,7 +317,7 @@ def take_turns(model, tokenizer, trajectories, temperatures, max_new_tokens, aut
     going = list(zip(trajectories, temperatures))
     while going:
         # 1. All go on, up to a stop token or to where one of them asks its environment.
-        with unpacked(model, merge=True):
+        with unpacked(model, merge=True):  # on a CPU: W dequantised once, LoRA added to it
             turns = generate(model, tokenizer, [t.prompt_ids + t.ids for t, _ in going],
                              [temperature for _, temperature in going], max_new_tokens, until)
         waiting = []

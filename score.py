@@ -135,7 +135,7 @@ class Teacher:
         wanted = list(zip(problems, begun or [""] * len(problems)))
         new = [key for key in dict.fromkeys(wanted) if key not in self.written]
         if new:
-            self.written.update(zip(new, self.write(*map(list, zip(*new)))))
+            self.written.update(zip(new, self.write([p for p, _ in new], [b for _, b in new])))
         return [self.written[key] for key in wanted]
 
     def score(self, trajectories, solutions):
@@ -227,7 +227,7 @@ def draw_scores(trajectories, solution):
     print(f"{problem.question}  ({problem.answer})\n\n"
           f"the teacher's own solution: {solution.text}\n\n{'':20}p(0 .. 9)")
     for t in trajectories:
-        bars = "".join(" ▁▂▃▄▅▆▇█"[min(8, round(8 * p + 0.3))] for p in t.probs)
+        bars = "".join(" ▁▂▃▄▅▆▇█"[round(8 * p + 0.3)] for p in t.probs)
         score = "none" if t.score is None else f"{t.score:4.2f}"
         print(f"  {'right' if t.right else 'wrong'}  S = {score} [{bars}]  {t.text}")
 

@@ -149,7 +149,7 @@ def trained_positions(model, trajectories, pad):
 
     The decoder alone is run. The vocabulary's logits are made later, a chunk of the M at a time.
     """
-    # Rows that are alike to the last token are read once: U of B. The gradients of all meet there.
+    # Of B rows the U different ones go through the model. index_select adds up their gradients.
     rows = [tuple(t.prompt_ids + t.ids) for t in trajectories]
     prompts = {row: t.prompt_ids for row, t in zip(rows, trajectories)}  # U of them
     unique = {row: i for i, row in enumerate(prompts)}
@@ -161,24 +161,24 @@ def trained_positions(model, trajectories, pad):
     hidden = model.get_decoder()(input_ids=ids, attention_mask=seen, position_ids=positions,
                                  cache=kv, use_cache=kv is not None).last_hidden_state  # (U, t, H)
     trained, _, _ = left_pad([t.mask for t in trajectories], 0, model.device)  # (B, n)
-    n = trained.shape[1]  # rows end together: what is trained on is in the last n columns
+    n = trained.shape[1]  # rows end together: texts fill the last n columns, behind a prompt
     row, column = trained.nonzero().T  # (M,) each, of the trained tokens
     at = source[row] * n + column  # (M,) where in the (U, n) they were read
-    hidden = hidden[:, -n - 1:-1].flatten(0, 1)  # (U n, H), each before the token it predicts
+    hidden = hidden[:, -n - 1:-1].flatten(0, 1)  # (U n, H), one to the left: it predicts the next
     return hidden.index_select(0, at), ids[:, -n:].flatten()[at], row
 
 
-def policy_loss(student, part, start, args, pad):
+def policy_loss(student, part, ref, args, pad):
     """(OVD's loss, summed over the M trained tokens of `part`; log pi of each (M,)).
 
-    start: log pi_start of the same tokens and of later ones, needed where --kl pulls to it.
+    ref: log pi_ref of the same tokens and of later ones, needed where --kl pulls to it.
     """
     hidden, targets, row = trained_positions(student, part, pad)  # (M, H), (M,), (M,)
     head = student.get_output_embeddings().weight  # (V, H)
     logprobs = token_logprobs(hidden, head, targets, args.temperature, args.chunk)  # (M,)
     advantages = torch.tensor([t.advantage for t in part], device=row.device)[row]  # (M,)
-    start = start[:len(row)].to(row.device)  # (M,)
-    return trajectory_loss(logprobs, advantages, start, args.kl), logprobs.detach().cpu()
+    ref = ref[:len(row)].to(row.device)  # (M,)
+    return trajectory_loss(logprobs, advantages, ref, args.kl), logprobs.detach().cpu()
 
 
 def matching_loss(student, teacher, part, args, pad):
@@ -187,7 +187,7 @@ def matching_loss(student, teacher, part, args, pad):
     head = student.get_output_embeddings().weight  # (V, H)
     with torch.no_grad():
         logprobs = token_logprobs(hidden, head, targets, args.temperature, args.chunk)  # (M,)
-        mark("update")
+        mark("update")  # the peak of what has just ended, so far the student's forward pass
         # This is why a vocabulary must be shared: the teacher reads the very same token ids.
         teacher_hidden, _, _ = trained_positions(teacher.model, part, pad)  # (M, H_T)
         mark("teacher forward")
@@ -199,8 +199,8 @@ def matching_loss(student, teacher, part, args, pad):
 
 
 @torch.no_grad()
-def start_logprobs(student, trajectories, args, pad):
-    """log pi_start of their trained tokens (M,): the student without its adapters."""
+def ref_logprobs(student, trajectories, args, pad):
+    """log pi_ref of their trained tokens (M,): the student without its adapters."""
     rows = []
     head = student.get_output_embeddings().weight  # (V, H)
     with without_lora(student):
@@ -219,8 +219,8 @@ def update(student, teacher, optimiser, batch, args, pad):
     """
     if not batch:  # --replace none rejected all, or nothing was scored: nothing to learn from
         return dict.fromkeys(("loss", "grad_norm", "tokens", "kl", "logprob_gap"), 0.0)
-    # log pi_start of what --kl pulls on; for the log alone, eight trajectories will do
-    start = start_logprobs(student, batch if args.kl else batch[:8], args, pad)  # (M,)
+    # log pi_ref of all tokens for --kl; for the column kl of metrics.csv 8 trajectories will do
+    ref = ref_logprobs(student, batch if args.kl else batch[:8], args, pad)  # (M,)
     total, logprobs, done = 0.0, [], 0  # done: trained tokens so far
     optimiser.zero_grad()
     if args.checkpointing:  # in train mode only: sampling needs the cache, which this forbids
@@ -231,7 +231,7 @@ def update(student, teacher, optimiser, batch, args, pad):
         if args.method == "logits":
             loss, part_logprobs = matching_loss(student, teacher, part, args, pad)
         else:
-            loss, part_logprobs = policy_loss(student, part, start[done:], args, pad)
+            loss, part_logprobs = policy_loss(student, part, ref[done:], args, pad)
         loss.backward()
         total += loss.item()
         logprobs.append(part_logprobs)
@@ -246,14 +246,14 @@ def update(student, teacher, optimiser, batch, args, pad):
         raise UserError(f"--lr {args.lr}: the gradient is no longer finite; lower it")
     optimiser.step()
     return {"loss": total / tokens, "grad_norm": norm, "tokens": tokens,
-            **record.drift(batch, torch.cat(logprobs), start, args.student)}
+            **record.drift(batch, torch.cat(logprobs), ref, args.student)}
 
 
 # ------------------------------------------------------------------------------- the loop
 def train(student, tokenizer, teacher, stream, args, out):
     """The method. Returns the rows of metrics.csv."""
     groups = 1 if args.one_shot else args.problems  # copies of one problem make one large group
-    n = args.problems * args.samples // groups
+    n = args.problems * args.samples // groups  # N: --samples; in one-shot times --problems
     prompts = list(islice(stream, args.steps * groups))  # of all steps
     optimiser = torch.optim.AdamW(checkpoint.trained(student), lr=args.lr, weight_decay=0.0)
     torch.manual_seed(args.seed)
@@ -313,8 +313,8 @@ def score_and_replace(y, teacher, tokenizer, args):
             for t in y + distinct:
                 t.reward = 0.0 if t.score is None else t.score / 9
     if args.method == "ovd":
-        y_new, more = replace_rejected(y, solutions, teacher, tokenizer, args)
-        tokens += more
+        y_new, extra = replace_rejected(y, solutions, teacher, tokenizer, args)
+        tokens += extra
     return y_new, tokens
 
 

@@ -37,8 +37,8 @@ def entropy(trajectories):
     return -sum(chosen) / len(chosen) if chosen else math.nan
 
 
-def drift(batch, logprobs, start, name):
-    """Of the student's own tokens: how far log pi (M,) is from the start, and from its sampling."""
+def drift(batch, logprobs, ref, name):
+    """Of the student's own tokens: how far is log pi (M,) from log pi_ref and from its sampling?"""
     tokens = [token for t in batch for token in zip(t.authors, t.logprobs, t.mask) if token[2]]
     sampled = torch.tensor([lp if author == "student" else math.nan for author, lp, _ in tokens])
     chosen = torch.where(sampled.isnan(), math.nan, logprobs)  # (M,) NaN: not the student's token
@@ -47,7 +47,7 @@ def drift(batch, logprobs, start, name):
         raise UserError(f"--student {name}: a token's log-probability when trained is "
                         f"{gap:.2f} off that when sampled; its head is more than a matrix product, "
                         "so use a Qwen- or Llama-like model")
-    return {"kl": (chosen[:len(start)] - start).nanmean().item(), "logprob_gap": gap}
+    return {"kl": (chosen[:len(ref)] - ref).nanmean().item(), "logprob_gap": gap}
 
 
 def step_figures(y, y_new, batch, tied, args):

@@ -158,7 +158,8 @@ def unpacked_bytes(work, sizes):
 def cache_bytes(work, sizes, rows):
     """Keys and values of `rows` trajectories, and a copy: at times they are copied whole."""
     length = work.prompt + work.new
-    copies = 4 if work.on_cpu else 2  # what an old copy held is not given back on a CPU
+    # What an old copy held is not given back on a CPU at once, and in bfloat16 still less.
+    copies = 4 if work.rounds_on_cpu() else 3 if work.on_cpu else 2
     return copies * rows * length * sizes.layers * sizes.keys * work.number
 
 

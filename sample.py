@@ -37,7 +37,7 @@ from more.checks import (check_context, check_model, check_numbers, check_templa
                          named_errors)
 from more.flags import check_sampling_flags, embedded, sampling_flags
 from more.machine import pick_device, pick_dtype
-from more.quick import roomy_cache, repair_4bit, shared_prefixes, unpacked
+from more.quick import distinct, roomy_cache, repair_4bit, shared_prefixes, unpacked
 from more.safe_text import as_data
 from more.terminal import fail_in_one_line, quiet
 from tasks import Problem, task_stream
@@ -271,10 +271,9 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, until=None)
     T = torch.tensor(temperature, device=model.device).expand(len(prompts))[:, None]  # (B, 1)
     results = [([], []) for _ in prompts]  # ids and their log pi, for each prompt
     rows = torch.arange(len(prompts), device=model.device)  # (b,) who has not stopped yet
-    # A prompt that is to be continued N times is read once. source: which unique one is whose.
-    unique = {p: i for i, p in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    source = torch.tensor([unique[tuple(p)] for p in prompts], device=model.device)  # (B,)
-    logits, kv, mask, positions = read_prompts(model, tokenizer, list(map(list, unique)))
+    unique, source = distinct(prompts)  # a prompt that is to be continued N times is read once
+    source = torch.tensor(source, device=model.device)  # (B,) which unique one is whose
+    logits, kv, mask, positions = read_prompts(model, tokenizer, unique)
     kv.batch_select_indices(source)  # from here on continuations part ways
     logits, mask, positions = logits[source], mask[source], positions[source]  # (B, ...) each
     # A bar shows where a batch takes more than five seconds, as with a real model on a CPU.

@@ -35,7 +35,7 @@ from more.checks import check_same_vocabulary, check_student, default_student
 from more.data import load_problems
 from more.flags import WITHOUT_TEACHER, check_run_flags, fill_in, run_flags
 from more.machine import PEAKS, mark, pick_device
-from more.quick import unpacked
+from more.quick import distinct, unpacked
 from more.safe_text import as_data
 from more.terminal import UserError, fail_in_one_line, quiet
 from ovd import accept, group_advantages, reverse_kl, tied_groups, token_logprobs, trajectory_loss
@@ -150,14 +150,13 @@ def trained_positions(model, trajectories, pad):
     The decoder alone is run. The vocabulary's logits are made later, a chunk of the M at a time.
     """
     # Of B rows the U different ones go through the model. index_select adds up their gradients.
-    rows = [tuple(t.prompt_ids + t.ids) for t in trajectories]
-    prompts = {row: t.prompt_ids for row, t in zip(rows, trajectories)}  # U of them
-    unique = {row: i for i, row in enumerate(prompts)}
-    source = torch.tensor([unique[row] for row in rows], device=model.device)  # (B,) whose is which
+    unique, source = distinct([t.prompt_ids + t.ids for t in trajectories])
+    prompts = {u: t.prompt_ids for u, t in zip(source, trajectories)}  # of each of the U
+    source = torch.tensor(source, device=model.device)  # (B,) which unique row is whose
     # What prompts share is read once. Checkpointing, which is train mode, allows no cache for it.
     kv = None if model.training else DynamicCache(config=model.config)
-    ids, seen, positions = read_beginnings(model, list(prompts.values()), list(map(list, unique)),
-                                           kv, pad)  # (U, t), (U, T), (U, t)
+    # (U, t), (U, T), (U, t)
+    ids, seen, positions = read_beginnings(model, list(prompts.values()), unique, kv, pad)
     hidden = model.get_decoder()(input_ids=ids, attention_mask=seen, position_ids=positions,
                                  cache=kv, use_cache=kv is not None).last_hidden_state  # (U, t, H)
     trained, _, _ = left_pad([t.mask for t in trajectories], 0, model.device)  # (B, n)

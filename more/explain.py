@@ -8,9 +8,8 @@ import math
 from pathlib import Path
 from statistics import fmean
 
+from more.flags import WITHOUT_GROUPS
 from more.terminal import UserError, fail_in_one_line, make_parser
-
-WITHOUT_GROUPS = ("logits", "sft")  # methods that compare nothing
 
 
 def read_run(folder):

@@ -13,6 +13,7 @@ from tasks import DIFFICULTY
 
 METHODS = ("ovd", "judge", "grpo", "format", "logits", "sft")
 WITHOUT_TEACHER = ("grpo", "format")
+WITHOUT_GROUPS = ("logits", "sft")  # methods that compare nothing
 TINY = Path(__file__).parent.parent / "tiny"
 
 
@@ -152,7 +153,7 @@ def check_run_flags(args):
     for wrong, message in (
             (args.temperature < 1e-3, "--temperature is what the loss divides by; give 1e-3 or "
              "more"),
-            (group < 2 and args.method not in ("logits", "sft"), f"--samples {args.samples} makes "
+            (group < 2 and args.method not in WITHOUT_GROUPS, f"--samples {args.samples} makes "
              "a group of one, which has no mean to be compared with; use at least 2"),
             (args.method == "logits" and (server or args.teacher == "self"), "--teacher has no "
              "other logits to match; use --method ovd: text alone"),

@@ -1,8 +1,8 @@
 """What makes it quick: weights unpacked once, a cache with room to grow, beginnings read once.
 
 sample.py samples and train.py updates within unpacked; a roomy_cache is what is sampled into. What
-the prompts of a batch begin with is found by shared_prefixes, see sample.read_beginnings. Without
-all this the same comes, later.
+of a batch is alike is found by distinct, and what its prompts begin with by shared_prefixes, see
+sample.read_beginnings. Without all this the same comes, later.
 
     python tests/speed.py    # how quick it is, beside transformers' generate
 """
@@ -134,3 +134,9 @@ def shared_prefixes(prompts):
             groups.append([prompt])
     prefixes = [os.path.commonprefix([p[:-1] for p in group]) for group in groups]
     return prefixes, [g for g, group in enumerate(groups) for _ in group]
+
+
+def distinct(rows):
+    """Lists of ids -> (each different one once, for each of the lists which is its own)."""
+    unique = {row: i for i, row in enumerate(dict.fromkeys(map(tuple, rows)))}
+    return list(map(list, unique)), [unique[tuple(row)] for row in rows]
